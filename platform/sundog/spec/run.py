@@ -1,0 +1,126 @@
+"""A run: what to train, on which data, how long, on how many workers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sundog.spec.base import Name, RecipeName, Reference, Spec
+from sundog.spec.quantity import DurationS, Interval, MemoryBytes, Range, Usd
+
+Market = Literal["any", "spot-first", "spot-only", "on-demand"]
+
+
+class Resources(Spec):
+    """What one worker needs."""
+
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    gpu: str | None = Field(None, description="GPU type, as Ray labels it", examples=["A10G"])
+    memory: MemoryBytes | None = None
+
+    @model_validator(mode="after")
+    def _one_gpu(self) -> Resources:
+        # Naming a GPU type without a number means one of it.
+        if self.gpu and self.gpus == 0:
+            return self.model_copy(update={"gpus": 1.0})
+        return self
+
+
+class CheckpointPolicy(Spec):
+    every: Interval = "auto"
+    keep: int = Field(3, ge=1)
+
+
+_RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+
+
+class RegisterRule(Spec):
+    """Register the model when the run ends, if its metrics are good enough."""
+
+    as_: Name = Field(alias="as", description="the model's name in the registry")
+    if_: str | None = Field(None, alias="if", examples=["val_loss < 1.9"])
+    alias: Name | None = Field(None, description="an alias to point at the new version")
+
+    @field_validator("if_")
+    @classmethod
+    def _a_rule(cls, value: str | None) -> str | None:
+        if value is not None and not _RULE.fullmatch(value):
+            raise ValueError(f"{value!r} is not a rule; write one comparison: val_loss < 1.9")
+        return value
+
+    def admits(self, metrics: dict[str, float]) -> tuple[bool, str]:
+        """Whether these metrics are good enough, and why."""
+        match = _RULE.fullmatch(self.if_) if self.if_ else None
+        if match is None:
+            return True, "no condition"
+        name, operator, bound = match[1], match[2], float(match[3])
+        if name not in metrics:
+            return False, f"the run reported no metric {name!r}, only {', '.join(sorted(metrics))}"
+        value = metrics[name]
+        good = {
+            "<": value < bound, "<=": value <= bound, ">": value > bound, ">=": value >= bound
+        }[operator]  # fmt: skip
+        return good, f"{name} is {value:.4g}, the rule is {self.if_}"
+
+
+class RunSpec(Spec):
+    """`jobs/specs/*.yaml` of `jobs/train.py`."""
+
+    run: Name = Field(description="the run's name; its id is this and a number")
+    recipe: RecipeName = Field(description="module:Name", examples=["jobs.recipes.digits:Digits"])
+    data: Reference | None = Field(None, description="a dataset of the storage root, name@version")
+    workers: Range = Range(1, 1)
+    resources: Resources = Resources()
+    batch: int = Field(64, ge=1, description="global batch, whatever the number of workers")
+    micro_batch: int | None = Field(None, ge=1, description="rows in one forward pass")
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    exact: bool = Field(True, description="same curve, bit for bit, at any number of workers")
+    evaluate: Interval = Field("auto", description="how often the validation split is measured")
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    max_failures: int = Field(3, ge=-1, description="worker failures before the run fails; -1: any")
+    market: Market = "any"
+    max_usd: Usd | None = None
+    max_time: DurationS | None = None
+    params: dict[str, Any] = Field(default_factory=dict, description="what the recipe is built with")
+    register_: RegisterRule | None = Field(None, alias="register")
+    root: str | None = Field(None, description="storage root; else SUNDOG_ROOT, else the cluster's")
+    env: dict[str, str] = Field(default_factory=dict)
+    secrets: dict[str, str] = Field(
+        default_factory=dict, description="environment variable -> reference (env:NAME, file:PATH)"
+    )
+    requirements: tuple[str, ...] = ()
+
+    @field_validator("workers")
+    @classmethod
+    def _at_least_one(cls, value: Range) -> Range:
+        if value.low < 1:
+            raise ValueError(f"{value} workers: a run needs at least one; write 1..{value.high or 8}")
+        if value.high is None:
+            raise ValueError(f"{value} has no upper end; write {value.low}..{value.low * 4}")
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _references_only(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, reference in value.items():
+            if not reference.startswith(("env:", "file:")):
+                # Never echo the value: it may be the secret itself.
+                raise ValueError(f"{name}: a secret is a reference, env:NAME or file:PATH, never a value")
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("say how long: exactly one of steps and epochs")
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide batch {self.batch}; "
+                f"try {next(m for m in range(self.micro_batch, 0, -1) if self.batch % m == 0)}"
+            )
+        return self

@@ -1,0 +1,27 @@
+"""Every metric, span and event name, in one place, so that dashboards and code cannot drift apart.
+
+Holds names only. Who counts or exports is said where the counting happens.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Events of a run (`runs/<run_id>/events.jsonl`, key "event").
+RUN_STARTED: Final = "run.started"
+RUN_RESUMED: Final = "run.resumed"
+RUN_PROGRESS: Final = "run.progress"
+RUN_CHECKPOINT: Final = "run.checkpoint"
+RUN_CHECKPOINT_SKIPPED: Final = "run.checkpoint_skipped"
+RUN_WORKER_LOST: Final = "run.worker_lost"
+RUN_RECOVERED: Final = "run.recovered"
+RUN_REGISTERED: Final = "run.registered"
+RUN_FINISHED: Final = "run.finished"
+RUN_FAILED: Final = "run.failed"
+RUN_CANCELLED: Final = "run.cancelled"
+TRIAL_FINISHED: Final = "trial.finished"
+
+# Metrics of the gateway (Prometheus names).
+GATEWAY_REQUESTS: Final = "sundog_gateway_requests_total"
+GATEWAY_LATENCY_S: Final = "sundog_gateway_latency_seconds"
+GATEWAY_IN_FLIGHT: Final = "sundog_gateway_in_flight"
