@@ -1,0 +1,168 @@
+"""Offers: a market in a zone for a shape, ranked by the expected cost of an hour of useful work.
+
+Pure: prices, shapes and the interruption record come in, a ladder comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from sundog.market.prices import Market, PriceBook
+from sundog.market.shapes import Shape
+
+# Before a zone has a record of its own: one interruption in 20 node-hours, worth 20 node-hours of
+# evidence. A prior, said as such wherever it shows; the zone's own record soon outweighs it.
+PRIOR_INTERRUPTIONS = 1.0
+PRIOR_NODE_HOURS = 20.0
+# What one interruption costs in work: half a ten-minute checkpoint interval, and a restart.
+LOST_HOURS_PER_INTERRUPTION = (300 + 60) / 3600
+# Data that a node exchanges with other zones while it works; the clouds bill both directions.
+CROSS_ZONE_GIB_HOUR = 1.0
+CROSS_ZONE_USD_GIB = {"aws": 0.02, "gcp": 0.01, "azure": 0.0}
+DISK_USD_GIB_MONTH = {"aws": 0.08, "gcp": 0.10, "azure": 0.12}
+HOURS_PER_MONTH = 730.0
+# Spot without a known price is bounded by its own on-demand price. Past this multiple of the
+# cheapest on-demand offer it is no bargain even then, only one more refused call.
+UNPRICED_SPOT_LIMIT = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of spot nodes of one shape in one zone."""
+
+    node_hours: float = 0.0
+    interruptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One rung. `usd_hour` None: no price is known, and it cannot exceed `bound_usd_hour`."""
+
+    cloud: str
+    market: Market
+    region: str
+    zone: str
+    shape: str
+    quota: str
+    usd_hour: float | None
+    bound_usd_hour: float | None
+    expected_usd_hour: float | None
+    priced_on: date | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.market}/{self.zone}/{self.shape}"
+
+    @property
+    def quota_key(self) -> str:
+        return f"{self.market}/{self.region}/{self.quota}"
+
+    @property
+    def ceiling_usd_hour(self) -> float | None:
+        """What a budget must set aside for it."""
+        return self.usd_hour if self.usd_hour is not None else self.bound_usd_hour
+
+    def __str__(self) -> str:
+        return f"{self.market} {self.zone} {self.shape}"
+
+
+def rework(record: Record) -> float:
+    """Share of work that interruptions cost: hazard an hour × hours lost to each.
+
+    The hazard is the posterior mean of a Poisson rate under the gamma prior above.
+    """
+    hazard = (PRIOR_INTERRUPTIONS + record.interruptions) / (PRIOR_NODE_HOURS + record.node_hours)
+    return hazard * LOST_HOURS_PER_INTERRUPTION
+
+
+def side_costs_usd_hour(cloud: str, disk_gib: float, other_zone: bool) -> float:
+    """Disks and cross-zone transfer of one node, in dollars an hour."""
+    disk = disk_gib * DISK_USD_GIB_MONTH.get(cloud, 0.0) / HOURS_PER_MONTH
+    transfer = CROSS_ZONE_GIB_HOUR * CROSS_ZONE_USD_GIB.get(cloud, 0.0) if other_zone else 0.0
+    return disk + transfer
+
+
+def ladder(
+    *, cloud: str, region: str, zones: Iterable[str], shapes: Iterable[Shape], book: PriceBook,
+    markets: Iterable[Market], rungs: int = 8, max_price: float | None = None,
+    disk_gib: float = 0.0, records: Mapping[str, Record] | None = None,
+) -> list[Offer]:  # fmt: skip
+    """The rungs in the order to try them: cheapest expected cost first, within each market.
+
+    Spot comes before on-demand. At most `rungs` a market, because each refused rung is a call that
+    a waiting job waits for. Spot that is expected to cost more than the cheapest on-demand offer,
+    and anything above `max_price`, is left out.
+    """
+    places, kinds = list(zones) or [""], list(shapes)
+    found: dict[Market, list[Offer]] = {}
+    for market in markets:
+        offers = [
+            _offer(
+                cloud, market, region, zone, shape, book, disk_gib, len(places) > 1, records or {}
+            )
+            for shape in kinds
+            for zone in places
+        ]
+        found[market] = [o for o in offers if _affordable(o, max_price)]
+    full = [o.expected_usd_hour for o in found.get("on-demand", ()) if o.expected_usd_hour]
+    if full and "spot" in found:
+        found["spot"] = [o for o in found["spot"] if _worth_trying(o, min(full))]
+    out: list[Offer] = []
+    for market in ("spot", "on-demand"):
+        out += _diverse(found.get(market, []), rungs)  # type: ignore[call-overload]
+    return out
+
+
+def _worth_trying(spot: Offer, cheapest_full_usd_hour: float) -> bool:
+    if spot.expected_usd_hour is None:
+        return True
+    limit = 1.0 if spot.usd_hour is not None else UNPRICED_SPOT_LIMIT
+    return spot.expected_usd_hour <= cheapest_full_usd_hour * limit
+
+
+def _affordable(offer: Offer, max_price: float | None) -> bool:
+    return max_price is None or offer.usd_hour is None or offer.usd_hour <= max_price
+
+
+def _offer(
+    cloud: str, market: Market, region: str, zone: str, shape: Shape, book: PriceBook,
+    disk_gib: float, several_zones: bool, records: Mapping[str, Record],
+) -> Offer:  # fmt: skip
+    price = book.find(cloud, market, region, zone, shape.name)
+    full = book.find(cloud, "on-demand", region, zone, shape.name)
+    usd_hour = price.usd_hour if price else None
+    # A spot price never exceeds the on-demand one, so that bounds what we do not know.
+    bound = full.usd_hour if full else None
+    base = usd_hour if usd_hour is not None else bound
+    expected = None
+    if base is not None:
+        lost = rework(records.get(f"{zone}/{shape.name}", Record())) if market == "spot" else 0.0
+        expected = (base + side_costs_usd_hour(cloud, disk_gib, several_zones)) * (1 + lost)
+    return Offer(
+        cloud, market, region, zone, shape.name, shape.quota, usd_hour, bound, expected,
+        price.day if price else (full.day if full else None),
+    )  # fmt: skip
+
+
+def _diverse(offers: list[Offer], rungs: int) -> list[Offer]:
+    """The `rungs` cheapest, but of more than one shape: refusals come by shape as by zone."""
+    infinite = float("inf")
+
+    def cost(o: Offer) -> tuple[bool, float, str]:
+        # A known price before a bound: only one of them was ever seen.
+        expected = o.expected_usd_hour if o.expected_usd_hour is not None else infinite
+        return (o.usd_hour is None, expected, o.key)
+
+    ordered = sorted(offers, key=cost)
+    per_shape = max(1, -(-rungs // max(1, min(2, len({o.shape for o in ordered})))))
+    taken: dict[str, int] = {}
+    first, rest = [], []
+    for offer in ordered:
+        if taken.get(offer.shape, 0) < per_shape:
+            taken[offer.shape] = taken.get(offer.shape, 0) + 1
+            first.append(offer)
+        else:
+            rest.append(offer)
+    return sorted((first + rest)[:rungs], key=cost)
