@@ -1,0 +1,396 @@
+"""The registry: immutable, numbered model versions, and aliases that move by compare-and-swap.
+
+Layout: `models/<name>/<version>/model.json` (its creation is the commit), files under
+`models/<name>/files/<fresh id>/`, `models/<name>/aliases.json`. Refuses to run a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sundog.clock import WALL, Clock
+from sundog.errors import Conflict, Corrupt, NotFound, SundogError
+from sundog.storage import holds as held
+from sundog.storage.datasets import digest
+from sundog.storage.documents import Document, Migrations, decode, encode, number, require_name
+from sundog.storage.numbers import commit_next, near, parse_version, taken
+from sundog.storage.root import Root, checked
+from sundog.storage.signature import Signature, TensorSpec, signature_of
+
+__all__ = ["ModelVersion", "Registry", "Signature", "TensorSpec"]
+
+FOLDER = "models"
+Kind = Literal["torch-export", "python"]
+_KINDS = ("torch-export", "python")
+_MIGRATIONS: Migrations = {}
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version. `files` maps a path inside the version to its SHA-256."""
+
+    name: str
+    version: int
+    kind: Kind
+    signature: Signature
+    metrics: dict[str, float]
+    lineage: dict[str, Any]
+    files: dict[str, str]
+    created_s: float
+    files_at: str
+    entry: str | None = None
+    """`module:Class` of a python model; its module is one of `files`."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file."""
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    def key(self, path: str) -> str:
+        """The storage key of one of `files`."""
+        return f"{self.files_at}/{path}"
+
+
+class Registry:
+    """The models of one storage root. Holds no state; every call reads or moves the root's."""
+
+    def __init__(self, root: Root, *, clock: Clock = WALL) -> None:
+        self.root = root
+        self._clock = clock
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        files: Mapping[str, Path],
+        *,
+        kind: Kind,
+        signature: Signature,
+        metrics: Mapping[str, float],
+        lineage: Mapping[str, Any],
+        alias: str | None = None,
+        new_signature: bool = False,
+        entry: str | None = None,
+    ) -> ModelVersion:
+        """Upload the files, then take the next number by creating its `model.json`.
+
+        `files` maps a path inside the version to a local file. Conflict if the signature differs
+        from that of a version which an alias points at and `new_signature` is not given.
+        """
+        require_name(name, "model")
+        if alias is not None:
+            _require_alias(alias)
+        if kind not in _KINDS or not files:
+            raise SundogError(f"a model version is {' or '.join(_KINDS)} and has files")
+        if not new_signature:
+            self._require_same_signature(name, signature)
+        files_at = f"{FOLDER}/{name}/files/{uuid.uuid4().hex}"
+        version = ModelVersion(
+            name=name,
+            version=0,
+            kind=kind,
+            signature=signature,
+            metrics=dict(metrics),
+            lineage=dict(lineage),
+            files={path: _file_digest(local) for path, local in sorted(files.items())},
+            created_s=self._clock.now_s(),
+            files_at=files_at,
+            entry=entry,
+            sizes={path: local.stat().st_size for path, local in sorted(files.items())},
+        )
+        for path, local in files.items():
+            self.root.upload(local, checked(version.key(path)))
+        version = self._commit(version)
+        if alias is not None:
+            self.set_alias(name, alias, version.version)
+        return version
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        expect: int | Literal["any"] | None = "any",
+    ) -> None:
+        """Point an alias at a version, if it points at `expect` now (None: nowhere). Conflict."""
+        _require_alias(alias)
+        self._read(name, version)
+        before = self._move_alias(name, alias, version, expect)
+        # A delete marks the version first and reads the aliases after; we do it the other way
+        # round. So one of the two sees the other, and no alias is left on a deleted version.
+        if held.read(self.root, _holds_key(name, version)).deleting:
+            self._move_alias(name, alias, before, version)
+            raise self._gone(name, version)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Idempotent."""
+        self._move_alias(name, alias, None, "any")
+
+    def hold(self, name: str, version: int, holder: str) -> None:
+        """Keep a version from being deleted. Idempotent. NotFound if it is (being) deleted."""
+        self._read(name, version)
+
+        def add(now: held.Holds) -> held.Holds:
+            if now.deleting:
+                raise self._gone(name, version)
+            return dataclasses.replace(now, holders=tuple(sorted({*now.holders, holder})))
+
+        held.change(self.root, _holds_key(name, version), add)
+
+    def release(self, name: str, version: int, holder: str) -> None:
+        """Idempotent."""
+
+        def remove(now: held.Holds) -> held.Holds:
+            return dataclasses.replace(now, holders=tuple(h for h in now.holders if h != holder))
+
+        held.change(self.root, _holds_key(name, version), remove)
+
+    def delete(self, reference: str, force: bool = False) -> None:
+        """Delete a version; its number stays taken. Conflict while held or an alias points at it.
+
+        `force` takes the aliases away and disregards holders.
+        """
+        version = self.get(reference)
+        name, n = version.name, version.version
+
+        def mark(now: held.Holds) -> held.Holds:
+            if now.holders and not force:
+                raise Conflict(
+                    f"{version.ref} was not deleted: {', '.join(now.holders)} needs it",
+                    fix="undeploy it or move it to another version first, or pass --force",
+                )
+            return dataclasses.replace(now, deleting=True)
+
+        held.change(self.root, _holds_key(name, n), mark)
+        aliases = [a for a, points_at in self.aliases(name).items() if points_at == n]
+        if aliases and not force:
+            held.change(
+                self.root,
+                _holds_key(name, n),
+                lambda now: dataclasses.replace(now, deleting=False),
+            )
+            raise Conflict(
+                f"{version.ref} was not deleted: it is {', '.join(aliases)}",
+                fix=f"move the alias first: sundog models alias {name} {aliases[0]} VERSION",
+            )
+        for alias in aliases:
+            self.remove_alias(name, alias)
+        self.root.write(
+            _key(name, n),
+            encode({"name": name, "version": n, "deleted_s": self._clock.now_s()}),
+        )
+        self.root.delete_prefix(version.files_at)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def get(self, reference: str, default: str = "latest") -> ModelVersion:
+        """`digits@3`, `digits@champion`, `digits@latest`; a bare name means `default`. NotFound."""
+        name, version, word = parse_version(reference)
+        word = word or default
+        if version is None and word.isdigit():
+            version = int(word)
+        if version is not None:
+            return self._read(name, version)
+        if word == "latest":
+            return self._latest(name)
+        aliases = self.aliases(name)
+        if word in aliases:
+            return self._read(name, aliases[word])
+        if not taken(self.root, f"{FOLDER}/{name}"):
+            raise near(self.root, "model", FOLDER, name)
+        known = ", ".join(f"{name}@{a}" for a in sorted(aliases))
+        raise NotFound(
+            f"{name} has no alias {word!r}",
+            fix=f"there is {known}" if known else f"write {name}@latest, or set the alias first",
+        )
+
+    def models(self) -> list[str]:
+        """Names with at least one version that was not deleted, sorted."""
+        return [name for name in self.root.children(FOLDER) if self._has_version(name)]
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions that were not deleted, ascending. NotFound if there never was one."""
+        numbers = taken(self.root, f"{FOLDER}/{name}")
+        if not numbers:
+            raise near(self.root, "model", FOLDER, name)
+        found = (self._find(name, n) for n in numbers)
+        return [version for version in found if version]
+
+    def aliases(self, name: str) -> dict[str, int]:
+        return self._aliases(name)[0]
+
+    def holds(self, name: str, version: int) -> list[str]:
+        """Who keeps this version from being deleted."""
+        return list(held.read(self.root, _holds_key(name, version)).holders)
+
+    def verify(self, reference: str) -> list[str]:
+        """Faults of the stored files against their hashes; empty if there are none."""
+        version = self.get(reference)
+        faults = []
+        for path, expected in version.files.items():
+            try:
+                found = digest(self.root, version.key(path))
+            except NotFound:
+                faults.append(f"{path}: missing")
+                continue
+            if found != expected:
+                faults.append(f"{path}: sha256 is {found[:12]}…, registered was {expected[:12]}…")
+        return faults
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _commit(self, version: ModelVersion) -> ModelVersion:
+        for path in version.files:
+            # An upload slower than the collector's patience must not become a version.
+            if not self.root.exists(version.key(path)):
+                raise NotFound(
+                    f"{path} of {version.name} was removed before it was registered",
+                    fix="register again, and collect only what is older than your slowest upload",
+                )
+        n = commit_next(
+            self.root,
+            f"{FOLDER}/{version.name}",
+            "model.json",
+            lambda n: encode(_document(dataclasses.replace(version, version=n))),
+        )
+        return dataclasses.replace(version, version=n)
+
+    def _require_same_signature(self, name: str, signature: Signature) -> None:
+        for alias, n in self.aliases(name).items():
+            current = self._find(name, n)
+            difference = signature.difference(current.signature) if current else ""
+            if difference:
+                verb, _, rest = difference.partition(" ")
+                new, _, old = rest.partition(", not ")
+                raise Conflict(
+                    f"{name} was not registered: its signature {verb} {new}, {name}@{n} {verb} "
+                    f"{old}: services that follow {name}@{alias} would break",
+                    fix="register under a new name, or pass --new-signature",
+                )
+
+    def _find(self, name: str, n: int) -> ModelVersion | None:
+        key = _key(name, n)
+        try:
+            document = decode(self.root.read(key), key, migrations=_MIGRATIONS)
+        except NotFound:
+            return None
+        return None if "deleted_s" in document else _version(document, key)
+
+    def _read(self, name: str, n: int) -> ModelVersion:
+        version = self._find(name, n)
+        if version is None:
+            raise self._gone(name, n)
+        return version
+
+    def _gone(self, name: str, n: int) -> NotFound:
+        numbers = taken(self.root, f"{FOLDER}/{name}")
+        if not numbers:
+            return near(self.root, "model", FOLDER, name)
+        what = "was deleted" if n in numbers else f"is not in {self.root.url}"
+        there = [v.ref for v in self.versions(name) if v.version != n]
+        return NotFound(
+            f"{name}@{n} {what}",
+            fix=f"there is {', '.join(there[-5:])}" if there else "register it again",
+        )
+
+    def _latest(self, name: str) -> ModelVersion:
+        numbers = taken(self.root, f"{FOLDER}/{name}")
+        for n in reversed(numbers):
+            version = self._find(name, n)
+            if version:
+                return version
+        if numbers:
+            raise NotFound(f"all versions of {name} were deleted", fix="register it again")
+        raise near(self.root, "model", FOLDER, name)
+
+    def _has_version(self, name: str) -> bool:
+        return any(self._find(name, n) for n in reversed(taken(self.root, f"{FOLDER}/{name}")))
+
+    def _aliases(self, name: str) -> tuple[dict[str, int], str | None]:
+        key = f"{FOLDER}/{name}/aliases.json"
+        try:
+            data, etag = self.root.read_tagged(key)
+        except NotFound:
+            return {}, None
+        document = decode(data, key)
+        return {a: int(n) for a, n in document["aliases"].items()}, etag
+
+    def _move_alias(
+        self, name: str, alias: str, to: int | None, expect: int | Literal["any"] | None
+    ) -> int | None:
+        """Returns where the alias pointed before."""
+        key = f"{FOLDER}/{name}/aliases.json"
+        for _ in range(_ATTEMPTS):
+            aliases, etag = self._aliases(name)
+            before = aliases.get(alias)
+            if expect != "any" and before != expect:
+                raise Conflict(
+                    f"{name}@{alias} points at {before or 'nothing'}, "
+                    f"not at {expect or 'nothing'}: somebody moved it in between",
+                    fix=f"look at it again: sundog models show {name}",
+                )
+            if before == to:
+                return before
+            after = (
+                {**aliases, alias: to} if to else {a: n for a, n in aliases.items() if a != alias}
+            )
+            try:
+                self.root.swap(key, encode({"aliases": after}), etag)
+            except Conflict:
+                continue
+            return before
+        raise Conflict(f"the aliases of {name} keep changing", fix="try again")
+
+
+def _key(name: str, n: int) -> str:
+    return f"{FOLDER}/{name}/{n}/model.json"
+
+
+def _holds_key(name: str, n: int) -> str:
+    return f"{FOLDER}/{name}/{n}/holds.json"
+
+
+def _require_alias(alias: str) -> None:
+    require_name(alias, "alias")
+    if alias == "latest" or alias.isdigit():
+        raise SundogError(
+            f"{alias!r} cannot be an alias: it already means a version", fix="try 'champion'"
+        )
+
+
+def _document(version: ModelVersion) -> Document:
+    document = {f.name: getattr(version, f.name) for f in dataclasses.fields(version)}
+    return {**document, "signature": version.signature.document()}
+
+
+def _version(document: Document, key: str) -> ModelVersion:
+    try:
+        return ModelVersion(
+            name=document["name"],
+            version=int(document["version"]),
+            kind=document["kind"],
+            signature=signature_of(document["signature"], key),
+            metrics={m: number(v) for m, v in document["metrics"].items()},
+            lineage=document["lineage"],
+            files=document["files"],
+            created_s=float(document["created_s"]),
+            files_at=document["files_at"],
+            entry=document.get("entry"),
+            sizes=document.get("sizes", {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"{key} is not a model version: {error!r}") from error
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
