@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sundog.spec.base import Name, Reference, Spec
 from sundog.spec.quantity import DurationS, MemoryBytes, Range, Share
@@ -17,9 +17,42 @@ class Slo(Spec):
 
 
 class Rollout(Spec):
+    """How a new version takes over from the running one."""
+
     strategy: Literal["all-at-once", "canary", "blue-green", "ab", "shadow"] = "all-at-once"
-    steps: tuple[Share, ...] = ()
+    steps: tuple[Share, ...] = Field(
+        (), description="canary: shares of traffic, rising", examples=[["1%", "5%", "25%", "50%"]]
+    )
     guards: tuple[Literal["errors", "latency", "answers", "feedback"], ...] = ("errors", "latency")
+    every: DurationS = Field(120.0, description="the least time at each step")
+    patience: DurationS = Field(3600.0, description="without a verdict by then: inconclusive")
+    share: Share = Field(0.5, description="ab: the new version's share of traffic")
+    sticky: str | None = Field(
+        None,
+        description="who stays with one version: 'key' (the API key) or 'header:<name>'",
+        pattern=r"^(key|header:[A-Za-z0-9-]+)$",
+    )
+    differ: Share = Field(0.02, description="answers that may differ from the running version's")
+    standby: DurationS = Field(3600.0, description="blue-green: how long the old one stays warm")
+    webhook: str | None = Field(None, description="URL told when a rollout ends or reverts")
+
+    @model_validator(mode="after")
+    def _steps_add_up(self) -> Rollout:
+        if self.steps and self.strategy != "canary":
+            raise ValueError(f"steps belong to a canary, not to {self.strategy!r}; leave them out")
+        shown = ", ".join(f"{s:.4g}" for s in self.steps)
+        if any(not 0 < step < 1 for step in self.steps):
+            raise ValueError(
+                f"steps [{shown}] must lie between 0% and 100%, both excluded; "
+                "100% follows the last step by itself"
+            )
+        if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError(f"steps [{shown}] must rise; write [1%, 5%, 25%, 50%]")
+        if not 0 < self.share < 1:
+            raise ValueError("share must lie between 0% and 100%, both excluded; write 50%")
+        if len(set(self.guards)) < len(self.guards):
+            raise ValueError("guards: each guard once")
+        return self
 
 
 class ServiceSpec(Spec):
@@ -34,13 +67,19 @@ class ServiceSpec(Spec):
     deadline: DurationS = Field(30.0, description="how long a request may take, queueing included")
     queue: int = Field(1000, ge=1, description="requests that may wait; more are refused with 503")
     max_body: MemoryBytes = 32 * 2**20
-    idempotent: bool = Field(True, description="asking twice is harmless: a lost call may be retried")
-    allow_code: bool = Field(False, description="let a python model run its own code in the replica")
+    idempotent: bool = Field(
+        True, description="asking twice is harmless: a lost call may be retried"
+    )
+    allow_code: bool = Field(
+        False, description="let a python model run its own code in the replica"
+    )
     root: str | None = Field(None, description="storage root; else the cluster's")
 
     @field_validator("replicas")
     @classmethod
     def _bounded(cls, value: Range) -> Range:
         if value.high is None or value.high < 1:
-            raise ValueError(f"replicas {value} needs an upper end of at least 1; write {value.low}..4")
+            raise ValueError(
+                f"replicas {value} needs an upper end of at least 1; write {value.low}..4"
+            )
         return value
