@@ -1,0 +1,233 @@
+"""Which offer to launch next, what a refusal means, when a stand-in goes back. Pure.
+
+A snapshot comes in, a decision with its reason goes out; production and the simulator run this same
+code. It reads no clock, no cloud and no randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from sundog.capacity.state import Cooldown, Node, PoolPlan, Refusal, View
+from sundog.market.offers import Offer
+
+# First wait after a refusal, and the longest. Capacity comes back within minutes; quotas move
+# when a person asks; a shape that a zone does not sell will not be sold there an hour later.
+FIRST_WAIT_S: Mapping[Refusal, float] = {
+    "capacity": 30.0, "price": 60.0, "quota": 300.0, "unsupported": 3600.0
+}  # fmt: skip
+LONGEST_WAIT_S: Mapping[Refusal, float] = {
+    "capacity": 900.0, "price": 1800.0, "quota": 3600.0, "unsupported": 86400.0
+}  # fmt: skip
+# A stand-in is worth moving only once it has worked a while and spot has been quiet a while.
+STAND_IN_MIN_AGE_S = 600.0
+SPOT_QUIET_S = 300.0
+BUDGET_ROUNDING_USD = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    offer: Offer
+    count: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be launched. `state` names the kind: refused, budget, gang, no-offer or full."""
+
+    state: str
+    why: str
+    next_try_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Drain this on-demand stand-in; its work moves to `offer`, which is cheaper."""
+
+    node_id: str
+    offer: Offer
+    saving_usd_hour: float
+    why: str
+
+
+def next_launch(
+    pool: PoolPlan, view: View, count: int, tried: Collection[str] = ()
+) -> Launch | Wait:
+    """The rung to try for `count` more nodes of `pool`; `tried` are keys refused for this request.
+
+    At most `count` nodes of one offer; call again for the rest. Every skipped rung's reason is in
+    the decision.
+    """
+    live = view.of(pool.name)
+    if pool.max_nodes and len(live) >= pool.max_nodes:
+        return Wait("full", f"pool {pool.name} has its {pool.max_nodes} nodes")
+    if pool.max_nodes:
+        count = min(count, pool.max_nodes - len(live))
+    if not pool.offers:
+        return Wait("no-offer", f"pool {pool.name} has no offer")
+    owed = max(0, pool.on_demand_floor - sum(n.market == "on-demand" for n in live))
+    zone = gang_zone(pool, live)
+    skipped: list[_Skip] = []
+    for offer in pool.offers:
+        skip = _why_not(offer, pool, view, tried, owed, zone)
+        if skip is None:
+            wanted = min(count, owed) if owed else count
+            fits = _within_budget(offer, view, wanted)
+            if fits:
+                return Launch(offer, fits, _why(offer, owed, zone, skipped))
+            skip = _Skip("budget", _budget_reason(offer, view), None)
+        skipped.append(skip)
+    return _wait(pool, view, skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class _Skip:
+    state: str
+    why: str
+    until_s: float | None
+
+
+def _why_not(
+    offer: Offer, pool: PoolPlan, view: View, tried: Collection[str], owed: int, zone: str | None
+) -> _Skip | None:
+    if owed and offer.market != "on-demand":
+        return _Skip("floor", f"{offer}: {owed} on-demand still owed to the floor", None)
+    if zone is not None and offer.zone != zone:
+        return _Skip("gang", f"{offer}: the gang is in {zone}", None)
+    limit = pool.max_price_usd_hour
+    if limit is not None and offer.usd_hour is not None and offer.usd_hour > limit:
+        return _Skip("price", f"{offer}: ${offer.usd_hour:g}/h is above ${limit:g}/h", None)
+    for key in (offer.key, offer.quota_key):
+        cooling = view.cooldowns.get(key)
+        if cooling is not None and cooling.until_s > view.now_s:
+            return _Skip("refused", f"{offer}: {cooling.reason}", cooling.until_s)
+    if offer.key in tried:
+        return _Skip("refused", f"{offer}: refused just now", None)
+    return None
+
+
+def gang_zone(pool: PoolPlan, live: list[Node]) -> str | None:
+    """The zone that a gang is bound to: where most of it already is."""
+    zones = [n.zone for n in live if not n.draining]
+    if not pool.one_zone or not zones:
+        return None
+    return max(sorted(set(zones)), key=zones.count)
+
+
+def _within_budget(offer: Offer, view: View, count: int) -> int:
+    if view.budget_usd_hour is None:
+        return count
+    price = offer.ceiling_usd_hour
+    if price is None:
+        return 0
+    left = view.budget_usd_hour - view.spent_usd_hour
+    return max(0, min(count, int((left + BUDGET_ROUNDING_USD) / price)))
+
+
+def _budget_reason(offer: Offer, view: View) -> str:
+    if offer.ceiling_usd_hour is None:
+        return f"{offer}: its price is unknown, so it cannot be held to the budget"
+    return (
+        f"{offer}: ${offer.ceiling_usd_hour:.2f}/h on top of ${view.spent_usd_hour:.2f}/h passes "
+        f"the budget of ${view.budget_usd_hour:.2f}/h"
+    )
+
+
+def _why(offer: Offer, owed: int, zone: str | None, skipped: list[_Skip]) -> str:
+    if owed:
+        reason = "the on-demand floor"
+    elif offer.usd_hour is None:
+        reason = f"cheapest rung left, price unknown, at most ${offer.bound_usd_hour}/h"
+    else:
+        reason = f"cheapest rung left at ${offer.usd_hour:g}/h"
+    if zone is not None:
+        reason += f", with its gang in {zone}"
+    refused = [s.why for s in skipped if s.state in ("refused", "budget", "price")]
+    return reason + (f"; passed over: {'; '.join(refused)}" if refused else "")
+
+
+def _wait(pool: PoolPlan, view: View, skipped: list[_Skip]) -> Wait:
+    untils = [s.until_s for s in skipped if s.until_s is not None]
+    next_try_s = min(untils) if untils else None
+    states = {s.state for s in skipped}
+    # The most telling state: a budget or a price stands until a person acts, a refusal passes.
+    state = next((s for s in ("refused", "budget", "price", "gang") if s in states), "no-offer")
+    said = [s.why for s in skipped if s.state in ("refused", "budget", "price")]
+    reasons = "; ".join(said or [s.why for s in skipped])
+    when = "" if next_try_s is None else f"; next try in {max(0.0, next_try_s - view.now_s):.0f} s"
+    return Wait(state, f"pool {pool.name}: no rung can be had{when}: {reasons}", next_try_s)
+
+
+def cool(
+    cooldowns: Mapping[str, Cooldown], offer: Offer, refusal: Refusal, now_s: float, reason: str
+) -> dict[str, Cooldown]:
+    """The cool-downs after a refusal: of the offer, or of its whole quota.
+
+    Doubles with each refusal in a row. It recovers: each whole quiet period after a wait was over,
+    as long as that wait, halves the count again.
+    """
+    key = offer.quota_key if refusal == "quota" else offer.key
+    old = cooldowns.get(key)
+    failures = 1 if old is None else _remembered(old, now_s) + 1
+    wait_s = min(FIRST_WAIT_S[refusal] * 2.0 ** (failures - 1), LONGEST_WAIT_S[refusal])
+    return dict(cooldowns) | {key: Cooldown(failures, now_s, now_s + wait_s, reason)}
+
+
+def _remembered(old: Cooldown, now_s: float) -> int:
+    """How many refusals still count: halved for each quiet period as long as the wait."""
+    wait_s = max(1.0, old.until_s - old.since_s)
+    periods = int(max(0.0, now_s - old.until_s) / wait_s)
+    return old.failures >> min(periods, 62)
+
+
+def recovered(cooldowns: Mapping[str, Cooldown], offer: Offer) -> dict[str, Cooldown]:
+    """The cool-downs after `offer` was granted: it and its quota start afresh."""
+    return {k: v for k, v in cooldowns.items() if k not in (offer.key, offer.quota_key)}
+
+
+def hand_backs(pool: PoolPlan, view: View) -> list[HandBack]:
+    """Stand-ins to drain, at most one at a time: on-demand nodes that spot would now do cheaper.
+
+    Draining never kills: an idle node goes at once, a busy one when its work has moved or ended.
+    Nothing happens while a drain is on, while spot was refused lately, below the floor, or where
+    the saving is not worth the move (`pool.hand_back` of the stand-in's price).
+    """
+    live = view.of(pool.name)
+    if any(n.draining for n in live):
+        return []
+    stand_ins = [n for n in live if n.market == "on-demand"]
+    spare = len(stand_ins) - pool.on_demand_floor
+    if spare <= 0 or pool.one_zone:
+        # A gang moves as a whole or not at all: one node elsewhere would split it.
+        return []
+    offer = next((o for o in pool.offers if _quiet_spot(o, view)), None)
+    if offer is None:
+        return []
+    best: HandBack | None = None
+    for node in sorted(stand_ins, key=lambda n: (n.busy is not False, -(n.usd_hour or 0.0), n.id)):
+        if node.usd_hour is None or view.now_s - node.launched_s < STAND_IN_MIN_AGE_S:
+            continue
+        assert offer.expected_usd_hour is not None
+        saving = node.usd_hour - offer.expected_usd_hour
+        if saving >= pool.hand_back * node.usd_hour and saving > 0 and best is None:
+            when = "it is idle" if node.busy is False else "its work moves at a checkpoint"
+            best = HandBack(
+                node.id, offer, saving,
+                f"{offer} is back at ${offer.expected_usd_hour:.2f}/h expected, saving "
+                f"${saving:.2f}/h on ${node.usd_hour:.2f}/h on-demand; {when}",
+            )  # fmt: skip
+    return [best] if best else []
+
+
+def _quiet_spot(offer: Offer, view: View) -> bool:
+    if offer.market != "spot" or offer.usd_hour is None or offer.expected_usd_hour is None:
+        return False
+    for key in (offer.key, offer.quota_key):
+        cooling = view.cooldowns.get(key)
+        if cooling is not None and view.now_s < max(
+            cooling.until_s, cooling.since_s + SPOT_QUIET_S
+        ):
+            return False
+    return True
