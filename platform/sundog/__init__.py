@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
+    "Columns": "sundog.runs.recipe",
     "Recipe": "sundog.runs.recipe",
     "SundogError": "sundog.errors",
     "ingest": "sundog.runs.jobs",
@@ -22,7 +23,17 @@ _EXPORTS = {
     "train": "sundog.runs.jobs",
 }
 
-__all__ = ["Recipe", "SundogError", "__version__", "batch", "ingest", "service", "sweep", "train"]
+__all__ = [
+    "Columns",
+    "Recipe",
+    "SundogError",
+    "__version__",
+    "batch",
+    "ingest",
+    "service",
+    "sweep",
+    "train",
+]
 
 if TYPE_CHECKING:
     from sundog.errors import SundogError

@@ -39,7 +39,7 @@ def get_config(address: str | None = None) -> dict[str, Any] | None:
 
 def _client(address: str | None) -> Any:
     if address is not None:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
         return GcsClient(address=address)
     from ray.experimental import internal_kv

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,7 +120,9 @@ class LocalRay:
     def environment(self) -> dict[str, str]:
         """What Ray's processes, and so every job and replica, inherit."""
         inherited = {
-            k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_ID", "PYTHONPATH")
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("RAY_ADDRESS", "RAY_JOB_ID", "PYTHONPATH")
         }
         autoscaler_metrics, dashboard_metrics = free_ports(2)
         return {
@@ -213,7 +215,7 @@ class LocalRay:
             self._process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(processes, timeout=8)
         for process in alive:
-            with _gone():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=5)
         if self._process is not None:
@@ -226,14 +228,6 @@ class LocalRay:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        pass
 
 
 @contextmanager

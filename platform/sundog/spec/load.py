@@ -78,8 +78,50 @@ def validate(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        faults = [_explain(e, model, data, name, lines, prefix) for e in error.errors()]
+        errors = _likeliest_branches(error.errors(), data)
+    faults = [_explain(e, model, data, name, lines, prefix) for e in errors]
     raise SpecError("\n".join(dict.fromkeys(faults)))
+
+
+def _likeliest_branches(errors: list[Any], data: Any) -> list[Any]:
+    """pydantic tells the faults of every branch of a union; people want those of the one they meant.
+
+    That is the branch with the fewest faults other than a missing key, then the fewest at all.
+    """
+    branches: dict[Location, dict[str | int, list[Any]]] = {}
+    kept: list[Any] = []
+    for error in errors:
+        at, tag = _union_tag(error["loc"], data)
+        if tag is None:
+            kept.append(error)
+        else:
+            branches.setdefault(at, {}).setdefault(tag, []).append(error)
+    for at, by_tag in branches.items():
+        unknown = [[e for e in es if e["type"] == "extra_forbidden"] for es in by_tag.values()]
+        if all(unknown):
+            # Nobody knows the key: one word about it, with the keys of all branches.
+            kept.append({**unknown[0][0], "loc": (*at, unknown[0][0]["loc"][-1])})
+        else:
+            kept += min(
+                by_tag.values(), key=lambda es: (sum([e["type"] != "missing" for e in es]), len(es))
+            )
+    return kept
+
+
+def _union_tag(loc: Location, data: Any) -> tuple[Location, Any]:
+    """Where a union sits and which branch this is: the first part of `loc` that is not in the data."""
+    here = data
+    for i, part in enumerate(loc[:-1]):
+        if not _holds(here, part):
+            return loc[:i], part
+        here = here[part]
+    return loc, None
+
+
+def _holds(here: Any, part: str | int) -> bool:
+    return (isinstance(here, dict) and part in here) or (
+        isinstance(here, list) and isinstance(part, int) and part < len(here)
+    )
 
 
 def _yaml_fix(text: str, mark: Any) -> str:
@@ -128,13 +170,12 @@ def _explain(
     full = (*prefix, *at)
     line = next((lines[full[:n]] for n in range(len(full), -1, -1) if full[:n] in lines), 1)
     kind, given, context = error["type"], error.get("input"), error.get("ctx", {})
-    owner = _model_at(model, at[:-1], parent) if at else model
+    owners = _models_at(model, at[:-1], parent) if at else [model]
     fix = ""
     if kind == "extra_forbidden":
-        known = [f.alias or n for n, f in owner.model_fields.items()] if owner else []
-        message, fix = "unknown key", _nearest(str(at[-1]), known)
+        message, fix = "unknown key", _nearest(str(at[-1]), _keys(owners))
     elif kind == "missing":
-        message, fix = "is missing", _describe(owner, str(at[-1]))
+        message, fix = "is missing", _describe(owners, str(at[-1]))
     elif kind in ("literal_error", "enum"):
         options = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         message, fix = f"{given!r} is not one of its values", _nearest(str(given), options)
@@ -152,10 +193,7 @@ def _in_file(
     at: list[str | int] = []
     parent, here = None, data
     for i, part in enumerate(loc):
-        if isinstance(here, dict) and part in here:
-            parent, here = here, here[part]
-            at.append(part)
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+        if _holds(here, part):
             parent, here = here, here[part]
             at.append(part)
         elif i == len(loc) - 1 and isinstance(here, dict):
@@ -175,17 +213,21 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for a in args for m in _models_in(a)]
 
 
-def _model_at(model: type[BaseModel], path: Location, parent: Any) -> type[BaseModel] | None:
+def _models_at(model: type[BaseModel], path: Location, parent: Any) -> list[type[BaseModel]]:
+    """The models that may stand at `path`: of a union, those that share the most keys with what is there."""
     here: list[type[BaseModel]] = [model]
     for part in path:
         fields = [f for m in here for n, f in m.model_fields.items() if part in (n, f.alias)]
         # a key of a dict or an index of a list: the models stay those of the container's items
         if fields:
             here = [m for f in fields for m in _models_in(f.annotation)]
-    if not here:
-        return None
-    known = set(parent) if isinstance(parent, dict) else set()
-    return max(here, key=lambda m: len(known & set(m.model_fields)))
+    given = set(parent) if isinstance(parent, dict) else set()
+    shared = [len(given & set(_keys([m]))) for m in here]
+    return [m for m, n in zip(here, shared, strict=True) if n == max(shared)]
+
+
+def _keys(models: list[type[BaseModel]]) -> list[str]:
+    return list(dict.fromkeys(f.alias or n for m in models for n, f in m.model_fields.items()))
 
 
 def _nearest(given: str, options: list[str]) -> str:
@@ -194,8 +236,8 @@ def _nearest(given: str, options: list[str]) -> str:
     return f"did you mean {close[0]!r}?  ({listed})" if close else f"one of: {listed}"
 
 
-def _describe(model: type[BaseModel] | None, key: str) -> str:
-    for name, field in model.model_fields.items() if model else ():
+def _describe(models: list[type[BaseModel]], key: str) -> str:
+    for name, field in (item for m in models for item in m.model_fields.items()):
         if key in (name, field.alias) and (field.description or field.examples):
             example = f", such as {field.examples[0]}" if field.examples else ""
             return f"{field.description or 'write a value'}{example}"

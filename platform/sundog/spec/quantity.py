@@ -172,9 +172,7 @@ def _every(value: Any) -> Any:
         match = re.fullmatch(r"(\d[\d_]*)\s*steps?", str(value).strip())
         return int(match[1].replace("_", "")) if match else f"{parse_duration_s(value):g}s"
     except ValueError:
-        raise ValueError(
-            f"{value!r} is not an interval; write auto, 200 steps or 10min"
-        ) from None
+        raise ValueError(f"{value!r} is not an interval; write auto, 200 steps or 10min") from None
 
 
 Interval = Annotated[

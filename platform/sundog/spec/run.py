@@ -87,7 +87,9 @@ class RunSpec(Spec):
     market: Market = "any"
     max_usd: Usd | None = None
     max_time: DurationS | None = None
-    params: dict[str, Any] = Field(default_factory=dict, description="what the recipe is built with")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="what the recipe is built with"
+    )
     register_: RegisterRule | None = Field(None, alias="register")
     root: str | None = Field(None, description="storage root; else SUNDOG_ROOT, else the cluster's")
     env: dict[str, str] = Field(default_factory=dict)
@@ -100,7 +102,9 @@ class RunSpec(Spec):
     @classmethod
     def _at_least_one(cls, value: Range) -> Range:
         if value.low < 1:
-            raise ValueError(f"{value} workers: a run needs at least one; write 1..{value.high or 8}")
+            raise ValueError(
+                f"{value} workers: a run needs at least one; write 1..{value.high or 8}"
+            )
         if value.high is None:
             raise ValueError(f"{value} has no upper end; write {value.low}..{value.low * 4}")
         return value
@@ -111,7 +115,9 @@ class RunSpec(Spec):
         for name, reference in value.items():
             if not reference.startswith(("env:", "file:")):
                 # Never echo the value: it may be the secret itself.
-                raise ValueError(f"{name}: a secret is a reference, env:NAME or file:PATH, never a value")
+                raise ValueError(
+                    f"{name}: a secret is a reference, env:NAME or file:PATH, never a value"
+                )
         return value
 
     @model_validator(mode="after")

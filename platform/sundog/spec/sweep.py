@@ -64,12 +64,16 @@ class SweepSpec(Spec):
     @model_validator(mode="after")
     def _a_space(self) -> SweepSpec:
         for name, domain in self.space.items():
-            bounds = next(iter(domain.model_dump().values())) if not isinstance(domain, Choice) else None
+            bounds = (
+                next(iter(domain.model_dump().values())) if not isinstance(domain, Choice) else None
+            )
             if bounds is None:
                 continue
             low, high = bounds
             if low >= high:
-                raise ValueError(f"space.{name}: [{low}, {high}] is empty; the first must be the smaller")
+                raise ValueError(
+                    f"space.{name}: [{low}, {high}] is empty; the first must be the smaller"
+                )
             if isinstance(domain, Log) and low <= 0:
                 raise ValueError(f"space.{name}: a log scale starts above 0, not at {low}")
             if self.searcher == "grid":

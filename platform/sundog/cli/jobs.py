@@ -1,0 +1,150 @@
+"""train, sweep, batch, ingest: inside a Ray job they run; typed in a shell they submit one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sundog import spec as specs
+from sundog.cli.connection import cluster
+from sundog.cli.output import Json, Output
+from sundog.errors import SpecError, SundogError
+
+SpecFile = Annotated[str, typer.Argument(help="The spec (YAML).")]
+RunId = Annotated[
+    str | None, typer.Option("--run-id", help="Resume this run, or give a new one its id.")
+]
+Root = Annotated[str | None, typer.Option("--root", help="Storage root, over the spec's.")]
+WorkingDir = Annotated[
+    Path, typer.Option("--working-dir", help="Folder that is shipped to the cluster.")
+]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Submit and return at once.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+    app.command()(sweep)
+    app.command()(batch)
+    app.command()(ingest)
+
+
+def train(
+    file: SpecFile, run_id: RunId = None, root: Root = None,
+    working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train what a run spec says.
+
+    Example: sundog train jobs/specs/digits.yaml
+    """
+    _job("train", file, specs.RunSpec, run_id, root, working_dir, detach, as_json)
+
+
+def sweep(
+    file: SpecFile, run_id: RunId = None, root: Root = None,
+    working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Search the parameters that a sweep spec says.
+
+    Example: sundog sweep jobs/specs/digits-sweep.yaml
+    """
+    _job("sweep", file, specs.SweepSpec, run_id, root, working_dir, detach, as_json)
+
+
+def batch(
+    file: SpecFile, run_id: RunId = None, root: Root = None,
+    working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Run a registered model over a Parquet data set.
+
+    Example: sundog batch jobs/specs/digits-batch.yaml
+    """
+    _job("batch", file, specs.BatchSpec, run_id, root, working_dir, detach, as_json)
+
+
+def ingest(
+    name: Annotated[str, typer.Argument(help="The data set's name; `digits` alone is built in.")],
+    source: Annotated[
+        str | None, typer.Argument(help="A Parquet or CSV file, or a folder with one per split.")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Write a data set once, as Parquet, into the storage root.
+
+    Example: sundog ingest digits
+    Example: sundog ingest flowers ./flowers-by-split/
+    """
+    from sundog.cli.connection import storage_root
+    from sundog.runs import jobs
+
+    arguments = [name, *([source] if source else []), "--root", storage_root(root).url]
+    raise typer.Exit(_code(jobs.ingest, arguments))
+
+
+def _code(entry: Any, arguments: list[str]) -> int:
+    try:
+        return int(entry(arguments) or 0)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def inside_a_ray_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _job(
+    kind: str, file: str, model: Any, run_id: str | None, root: str | None,
+    working_dir: Path, detach: bool, as_json: bool,
+) -> None:  # fmt: skip
+    options = [file]
+    options += ["--run-id", run_id] if run_id else []
+    options += ["--root", root] if root else []
+    if inside_a_ray_job():
+        from sundog.runs import jobs
+
+        raise typer.Exit(_code(getattr(jobs, kind), options))
+    where = working_dir.resolve()
+    if not where.is_dir():
+        raise SpecError(
+            f"--working-dir {working_dir}: there is no such folder", "name the folder to ship"
+        )
+    inside = where / file
+    if not inside.resolve().is_relative_to(where):
+        raise SpecError(
+            f"{file} lies outside the working directory {where}, so the cluster would not see it",
+            "run this from a folder above the spec, or give --working-dir",
+        )
+    # A typo is found here, before anything is shipped.
+    specs.load(inside, model)
+    raise typer.Exit(_submit(kind, options, where, detach, Output(as_json)))
+
+
+def _submit(kind: str, options: list[str], working_dir: Path, detach: bool, out: Output) -> int:
+    from sundog.runs import client
+
+    found = cluster()
+    entrypoint = f"python -m sundog {kind} {shlex.join(options)}"
+    job_id = client.submit(
+        entrypoint, address=found.dashboard, working_dir=str(working_dir),
+        env=client.forwarded_environment(),
+    )  # fmt: skip
+    out.say(f"submitted {job_id}: {entrypoint}")
+    if detach:
+        out.say(f"follow it: ray job logs --follow {job_id}")
+        out.data({"job_id": job_id, "state": "submitted"})
+        return 0
+    try:
+        state = client.follow(job_id, address=found.dashboard, write=out.say)
+    except KeyboardInterrupt:
+        out.say(f"\n{job_id} goes on; stop it with: ray job stop {job_id}")
+        return 130
+    out.data({"job_id": job_id, "state": state})
+    if state == "SUCCEEDED":
+        return 0
+    raise SundogError(
+        f"{kind} ended {state.lower()}; its last lines say why",
+        f"again with the same --run-id it resumes; all of its output: ray job logs {job_id}",
+    )

@@ -1,0 +1,123 @@
+"""sundog deploy, undeploy, services: what answers behind the gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from sundog.cli.connection import cluster, gateway
+from sundog.cli.output import Json, Output, Yes, confirm
+from sundog.clock import WALL
+from sundog.errors import ControlUnavailable, ServiceError
+
+Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait until it answers; 0: do not.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(deploy)
+    app.command()(undeploy)
+    app.command()(services)
+
+
+def deploy(
+    file: Annotated[str, typer.Argument(help="A Serve config file, the service spec in `args`.")],
+    wait: Wait = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Deploy the services of a file, beside those that are there.
+
+    `serve deploy FILE` does the same, but removes declared services that the file lacks.
+
+    Example: sundog deploy deployments/digits.yaml
+    """
+    from sundog.control import serve_files
+
+    out = Output(as_json)
+    # Look at the file first: a typo needs no cluster to be found.
+    specs = serve_files.read_services(file)
+    serve_files.deploy_file(file, cluster().dashboard)
+    names = [spec.service for spec in specs]
+    for name in names:
+        if wait:
+            wait_until_ready(name, wait)
+        out.say(f"{name}: {gateway()}/v2/models/{name}/infer")
+    out.data({"deployed": names, "gateway": gateway()})
+
+
+def undeploy(
+    name: Annotated[str, typer.Argument(help="The service.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Take a service away. Its model stays in the registry.
+
+    Example: sundog undeploy digits
+    """
+    from sundog.control import serve_files
+
+    out = Output(as_json)
+    where = cluster().dashboard
+    confirm(f"Undeploy {name}? Its callers get 404 from then on.", yes)
+    serve_files.undeploy(name, where)
+    out.say(f"undeployed {name}")
+    out.data({"undeployed": name})
+
+
+def services(as_json: Json = False) -> None:
+    """Every service: version, state, replicas.
+
+    Example: sundog services
+    """
+    out = Output(as_json)
+    rows = list_services()
+    out.data(rows)
+    out.table(
+        ["service", "state", "model", "replicas", "why"],
+        [
+            (r.get("service"), r.get("state"), r.get("model"), r.get("replicas"), r.get("message"))
+            for r in rows
+        ],
+        "no services; deploy one: sundog deploy deployments/digits.yaml",
+    )
+
+
+def list_services() -> list[dict[str, Any]]:
+    return list(_get("/sundog/services"))
+
+
+def _get(path: str) -> Any:
+    url = gateway()
+    try:
+        answer = httpx.get(url + path, timeout=10, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+    except httpx.HTTPError as error:
+        raise ControlUnavailable(
+            f"no gateway at {url}: {error}",
+            "deploy a service (the first one starts it), or say where it is: "
+            "SUNDOG_GATEWAY=http://host:port",
+        ) from None
+
+
+def wait_until_ready(name: str, seconds: float) -> float:
+    """Seconds until the service answered ready. Raises ServiceError with the reason it has not."""
+    start = WALL.monotonic_s()
+    url = f"{gateway()}/v2/models/{name}/ready"
+    last = "the gateway does not answer yet"
+    while WALL.monotonic_s() - start < seconds:
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+                return WALL.monotonic_s() - start
+            mine = [s for s in list_services() if s.get("service") == name]
+            last = str(mine[0].get("message") or mine[0].get("state")) if mine else "not listed yet"
+            if mine and mine[0].get("state") == "failed":
+                break
+        except (httpx.HTTPError, ControlUnavailable):
+            pass
+        WALL.sleep(0.1)
+    raise ServiceError(
+        f"{name} is not ready after {WALL.monotonic_s() - start:.0f} s: {last}",
+        "its replicas' logs say more: ray logs / the dashboard's Serve page; `sundog services`",
+    )

@@ -1,0 +1,91 @@
+"""Serve's applications: what is deployed, deploying several without waiting, deleting.
+
+Private part of Ray Serve: the details that its REST API shows, read from the controller itself.
+Decides nothing about which applications there should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+from sundog.errors import ClusterError
+
+_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class DeploymentView:
+    status: str
+    message: str
+    user_config: Any
+    replicas_running: int
+    replicas_wanted: int
+
+
+@dataclass(frozen=True)
+class AppView:
+    """One application. `status` is Serve's: DEPLOYING, RUNNING, DEPLOY_FAILED, UNHEALTHY, …"""
+
+    name: str
+    status: str
+    message: str
+    deployments: Mapping[str, DeploymentView] = field(default_factory=dict)
+
+
+def applications() -> dict[str, AppView] | None:
+    """All applications by name; None where Serve does not run.
+
+    Raises ClusterError when Serve's controller is there and does not answer: an absent answer must
+    never be read as an absent application.
+    """
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return None
+    try:
+        details = ray.get(controller.get_serve_instance_details.remote(), timeout=_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"Ray Serve does not answer: {error}", "try again in a moment") from None
+    return {name: _app(name, app) for name, app in details["applications"].items()}
+
+
+def deploy(apps: Mapping[str, Any]) -> None:
+    """Hand applications (name -> bound application) to Serve and return; no HTTP route."""
+    # No proxy of Serve's: the gateway replica owns the one address.
+    serve.start(proxy_location="Disabled")
+    serve.run_many(
+        [serve.RunTarget(target=app, name=name, route_prefix=None) for name, app in apps.items()],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def delete(name: str) -> None:
+    """Begin to remove an application; its replicas drain first."""
+    serve.delete(name, _blocking=False)
+
+
+def _app(name: str, app: Mapping[str, Any]) -> AppView:
+    return AppView(
+        name,
+        str(app["status"]),
+        app["message"],
+        {key: _deployment(value) for key, value in app["deployments"].items()},
+    )
+
+
+def _deployment(details: Mapping[str, Any]) -> DeploymentView:
+    running = sum(1 for r in details["replicas"] if str(r["state"]) == "RUNNING")
+    return DeploymentView(
+        str(details["status"]),
+        details["message"],
+        details["deployment_config"].get("user_config"),
+        running,
+        details["target_num_replicas"],
+    )
