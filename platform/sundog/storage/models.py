@@ -114,6 +114,75 @@ class Registry:
             self.set_alias(name, alias, version.version)
         return version
 
+    def import_export(
+        self,
+        name: str,
+        path: Path,
+        signature: Signature | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        lineage: Mapping[str, Any] | None = None,
+        alias: str | None = None,
+        new_signature: bool = False,
+    ) -> ModelVersion:
+        """Register a `.pt2` program that was exported elsewhere. Unsafe if it holds code.
+
+        Without a `signature` the program's own is taken; one that is given must name the same
+        inputs and outputs.
+        """
+        from sundog.storage.programs import PROGRAM, load_program, signature_of_program
+
+        own = signature_of_program(load_program(_require_file(path)))
+        if signature and not signature.same_names(own):
+            raise SundogError(
+                f"{path.name} {own.difference(signature)}", fix="correct or leave out the signature"
+            )
+        return self.register(
+            name,
+            {PROGRAM: path},
+            kind="torch-export",
+            signature=signature or own,
+            metrics=metrics or {},
+            lineage=lineage or {"imported": path.name},
+            alias=alias,
+            new_signature=new_signature,
+        )
+
+    def import_python(
+        self,
+        name: str,
+        folder: Path,
+        entry: str,
+        signature: Signature,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        lineage: Mapping[str, Any] | None = None,
+        alias: str | None = None,
+        new_signature: bool = False,
+    ) -> ModelVersion:
+        """Register a folder of source and data as a python model; `entry` is `module:Class`.
+
+        Every file goes in, hashed; none of it runs here.
+        """
+        module, _, cls = entry.partition(":")
+        source = folder / f"{module.replace('.', '/')}.py"
+        if not cls or not source.is_file():
+            raise SundogError(
+                f"{entry!r} is not in {folder}: no {source.name} there",
+                fix="write module:Class, the module as a file of that folder",
+            )
+        return self.register(
+            name,
+            {path.relative_to(folder).as_posix(): path for path in _source_files(folder)},
+            kind="python",
+            signature=signature,
+            metrics=metrics or {},
+            lineage=lineage or {"imported": folder.name},
+            alias=alias,
+            new_signature=new_signature,
+            entry=entry,
+        )
+
     def set_alias(
         self,
         name: str,
@@ -389,6 +458,22 @@ def _version(document: Document, key: str) -> ModelVersion:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"{key} is not a model version: {error!r}") from error
+
+
+def _require_file(path: Path) -> Path:
+    if not path.is_file():
+        raise NotFound(f"no file {path}", fix="give the path of a .pt2 file")
+    return path
+
+
+def _source_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _file_digest(path: Path) -> str:

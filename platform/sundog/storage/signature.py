@@ -53,6 +53,12 @@ class Signature:
     def document(self) -> dict[str, Any]:
         return {"inputs": _listed(self.inputs), "outputs": _listed(self.outputs)}
 
+    def same_names(self, other: Signature) -> bool:
+        return [{t.name for t in self.inputs}, {t.name for t in self.outputs}] == [
+            {t.name for t in other.inputs},
+            {t.name for t in other.outputs},
+        ]
+
     def difference(self, other: Signature) -> str:
         """What changes from `other` to this one, as a sentence; empty if nothing does."""
         for verb, mine, theirs in (

@@ -1,0 +1,290 @@
+"""Models as programs: export with torch.export, load what the registry holds, predict on arrays.
+
+Refuses a file whose bytes are not those registered, whatever would run code on loading, and
+python models unless the caller allows code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sundog.errors import Corrupt, NotFound, SundogError, Unsafe
+from sundog.storage.models import ModelVersion
+from sundog.storage.root import Root
+from sundog.storage.safety import check_safe
+from sundog.storage.signature import ANY, DATATYPES, Signature, TensorSpec, datatype_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["Model", "check_safe", "export_program", "load_model", "signature_of_program"]
+
+PROGRAM = "model.pt2"
+"""The path of an exported program inside a version."""
+
+_TRACED_BATCH = 4  # 0 and 1 would be baked into the program; so would a 2 in some models
+_environment = threading.Lock()
+
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+
+
+class Model(Protocol):
+    """A loaded model. `predict` takes and gives arrays by name, shapes as in `signature`.
+
+    A python model may return an iterator or an async iterator of such dicts (a stream).
+    """
+
+    signature: Signature
+
+    def predict(self, inputs: Arrays) -> Any: ...
+
+
+def export_program(
+    model: torch.nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    path: Path,
+    *,
+    dynamic_batch: bool = True,
+) -> Signature:
+    """Export `model` for inference to a `.pt2` file and return its signature.
+
+    `example_inputs` maps the parameter names of `forward` to tensors. With `dynamic_batch` the
+    first dimension of every input is any size; of the examples' other sizes the program is fixed.
+    Outputs are named by the dict that `forward` returns, else `output`, or `output_<i>` of a tuple.
+    """
+    import torch
+
+    examples = {name: tensor.detach().cpu() for name, tensor in example_inputs.items()}
+    shapes: dict[str, Any] | None = None
+    if dynamic_batch:
+        batch = torch.export.Dim("batch")
+        examples = {name: _grown(tensor) for name, tensor in examples.items()}
+        shapes = {name: {0: batch} if t.ndim else None for name, t in examples.items()}
+    training = model.training
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model.eval(), (), kwargs=examples, dynamic_shapes=shapes)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SundogError(
+            f"{type(model).__name__} does not export: {str(error).strip().splitlines()[0]}",
+            fix="make forward take tensors of any batch size without branching on their values, "
+            "or register it as a python model",
+        ) from error
+    finally:
+        model.train(training)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path)
+    return signature_of_program(program)
+
+
+def signature_of_program(program: torch.export.ExportedProgram) -> Signature:
+    """Names, datatypes and shapes that an exported program takes and gives."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    inputs = [
+        _spec(name, nodes[node].meta["val"])
+        for name, node in zip(
+            _input_names(program), program.graph_signature.user_inputs, strict=True
+        )
+    ]
+    outputs = [
+        _spec(name, nodes[str(node)].meta["val"])
+        for name, node in zip(
+            _output_names(program), program.graph_signature.user_outputs, strict=True
+        )
+    ]
+    return Signature(tuple(inputs), tuple(outputs))
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Load an exported program that may come from anybody. Unsafe, Corrupt."""
+    import torch
+
+    check_safe(path)
+    with _weights_only():
+        try:
+            program = torch.export.load(path)
+        except (RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
+            raise Corrupt(
+                f"{path.name} does not load: {str(error).strip().partition(chr(10))[0]}",
+                fix="export it again with the torch that Sundog pins",
+            ) from error
+    # Guards are Python text from the file; the signature checks shapes instead.
+    program._guards_code = []
+    return program
+
+
+def load_model(
+    root: Root,
+    version: ModelVersion,
+    *,
+    allow_code: bool = False,
+    device: str = "cpu",
+) -> Model:
+    """Fetch a version, check every hash, and load it. Corrupt, Unsafe, NotFound.
+
+    `allow_code` admits python models, which run their own source; their files lie in a private
+    folder that lives as long as the model.
+    """
+    if version.kind == "python" and not allow_code:
+        raise Unsafe(
+            f"{version.ref} is a python model: loading it runs its code",
+            fix="say `allow_code: true` in the service if you trust who registered it",
+        )
+    folder = Path(tempfile.mkdtemp(prefix="sundog-model-"))
+    try:
+        _fetch(root, version, folder)
+        if version.kind == "python":
+            return _PythonModel(version, folder)
+        if PROGRAM not in version.files:
+            raise Corrupt(f"{version.ref} has no {PROGRAM}", fix="register it again")
+        return _ExportedModel(version.signature, load_program(folder / PROGRAM), device)
+    finally:
+        if version.kind != "python":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _ExportedModel:
+    def __init__(
+        self, signature: Signature, program: torch.export.ExportedProgram, device: str
+    ) -> None:
+        import torch
+
+        self.signature = signature
+        self._device = torch.device(device)
+        self._outputs = _output_names(program)
+        self._num_positional = program.call_spec.in_spec.children()[0].num_leaves
+        self._inputs = _input_names(program)
+        self._module = program.module(check_guards=False).to(self._device)
+
+    def predict(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        import torch
+
+        tensors = {n: torch.as_tensor(a, device=self._device) for n, a in inputs.items()}
+        positional = [tensors.pop(name) for name in self._inputs[: self._num_positional]]
+        with torch.inference_mode():
+            given = self._module(
+                *positional, **{n: tensors[n] for n in self._inputs if n in tensors}
+            )
+        values = torch.utils._pytree.tree_leaves(given)
+        return {n: v.cpu().numpy() for n, v in zip(self._outputs, values, strict=True)}
+
+
+class _PythonModel:
+    """Runs `predict` of the version's own class, built with the folder of its files if it asks."""
+
+    def __init__(self, version: ModelVersion, folder: Path) -> None:
+        self.signature = version.signature
+        self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        cls = _own_class(version, folder)
+        takes_folder = bool(inspect.signature(cls).parameters)
+        self._own = cls(folder) if takes_folder else cls()
+        if not callable(getattr(self._own, "predict", None)):
+            raise SundogError(
+                f"{version.entry} of {version.ref} has no predict", fix="give it predict(inputs)"
+            )
+
+    def predict(self, inputs: Arrays) -> Any:
+        given = self._own.predict(dict(inputs))
+        if isinstance(given, Iterator | AsyncIterator) or inspect.isawaitable(given):
+            return given
+        return dict(given)
+
+
+def _own_class(version: ModelVersion, folder: Path) -> Any:
+    module, _, name = (version.entry or "").partition(":")
+    known = version.ref
+    # Two versions bring modules of the same names; each load starts without the other's.
+    for loaded, other in list(sys.modules.items()):
+        place = getattr(other, "__file__", None) or ""
+        if Path(place).parts[:-1] and any(p.startswith("sundog-model-") for p in Path(place).parts):
+            del sys.modules[loaded]
+    sys.path[:] = [p for p in sys.path if not Path(p).name.startswith("sundog-model-")]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise NotFound(
+            f"{known} does not load its {version.entry}: {error}",
+            fix="register it again with every module that it imports, as entry 'module:Class'",
+        ) from error
+
+
+def _fetch(root: Root, version: ModelVersion, folder: Path) -> None:
+    for path, expected in version.files.items():
+        place = (folder / path).resolve()
+        if folder.resolve() not in place.parents:
+            raise Unsafe(f"{version.ref} has a file outside its folder: {path!r}")
+        root.download(version.key(path), place)
+        with place.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise Corrupt(
+                f"{path} of {version.ref} is not what was registered (sha256 {found[:12]}…, "
+                f"expected {expected[:12]}…)",
+                fix=f"see `sundog models verify {version.ref}`; serve another version",
+            )
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """A second belt: even a pickle that the check missed meets torch's own refusal."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _environment:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+def _grown(tensor: torch.Tensor) -> torch.Tensor:
+    """The example repeated along its batch, so that its size is no special case."""
+    if tensor.ndim == 0:
+        return tensor
+    times = -(-_TRACED_BATCH // max(1, tensor.shape[0]))
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1))[:_TRACED_BATCH]
+
+
+def _spec(name: str, value: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else ANY for size in value.shape)
+    return TensorSpec(name, datatype_of(str(value.dtype).removeprefix("torch.")), shape)
+
+
+def _input_names(program: torch.export.ExportedProgram) -> list[str]:
+    positional, named = program.call_spec.in_spec.children()
+    users = [str(name) for name in program.graph_signature.user_inputs]
+    return [*users[: positional.num_leaves], *map(str, named.context or ())]
+
+
+def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+    spec = program.call_spec.out_spec
+    if spec.is_leaf():
+        return ["output"]
+    if spec.type is dict and spec.num_leaves == spec.num_children:
+        return [str(key) for key in spec.context]
+    return [f"output_{i}" for i in range(spec.num_leaves)]
+
+
+def numpy_dtype(datatype: str) -> np.dtype[Any]:
+    """`'FP32'` -> `dtype('float32')`."""
+    import numpy as np
+
+    return np.dtype(DATATYPES[datatype])
