@@ -102,10 +102,12 @@ def _likeliest_branches(errors: list[Any], data: Any) -> list[Any]:
             # Nobody knows the key: one word about it, with the keys of all branches.
             kept.append({**unknown[0][0], "loc": (*at, unknown[0][0]["loc"][-1])})
         else:
-            kept += min(
-                by_tag.values(), key=lambda es: (sum([e["type"] != "missing" for e in es]), len(es))
-            )
+            kept += sorted(by_tag.values(), key=_strangeness)[0]
     return kept
+
+
+def _strangeness(errors: list[Any]) -> tuple[int, int]:
+    return sum(e["type"] != "missing" for e in errors), len(errors)
 
 
 def _union_tag(loc: Location, data: Any) -> tuple[Location, Any]:
