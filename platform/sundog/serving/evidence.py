@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 """How many times worse a bad version may be: the alternatives that the mixture bets on."""
@@ -126,6 +126,10 @@ class RateEvidence:
         There is no baseline beside it to cancel a shared shock, so it is held against 1.5 times
         the most that the reference before the switch allows.
         """
+        if not reference.of:
+            return replace(
+                self, candidate=self.candidate + candidate, low=self._lower(candidate, floor)
+            )
         allowed = min(0.5, 1.5 * max(upper_rate(reference), floor))
         return RateEvidence(
             self.baseline,
@@ -264,7 +268,7 @@ class QualityEvidence:
     fixed shares needs no tuning. `safe` bets against "worse by at least margin * factor".
     """
 
-    margin: float = 0.02
+    margin: float = 0.03
     num_pairs: int = 0
     sum_baseline: float = 0.0
     sum_candidate: float = 0.0

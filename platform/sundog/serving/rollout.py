@@ -7,8 +7,10 @@ or asking twice changes nothing, so a controller killed at any moment resumes fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 from sundog.errors import ServiceError
 from sundog.serving.evidence import FACTORS, Counts, Evidence, pairs
@@ -66,8 +68,7 @@ CRASHES = 3
 """Restarts of the candidate's replicas since it began that count as a crash loop."""
 BURST = Counts(10, 20)
 """A burst: at least this many recent requests, at least this share of them failed."""
-_SETTLED = 500
-"""Baseline requests after which its p95 is taken and frozen."""
+_SLOW = 0.05
 _MIRRORED = 0.05
 
 
@@ -121,37 +122,47 @@ def _learned(plan: Plan, state: State, seen: Snapshot) -> State:
 
 
 def _one_minute(plan: Plan, state: State, minute: Minute) -> State:
-    state = replace(
-        state, minute=minute.index, step_requests=state.step_requests + minute.candidate.requests
+    return replace(
+        _referenced(state, minute.baseline) if state.phase == "warming" else state,
+        minute=minute.index,
+        step_requests=state.step_requests + minute.candidate.requests,
+        evidence=_added(plan, state, minute),
     )
-    if state.slow_from < 0:
-        return _referenced(replace(state, evidence=_added(plan, state, minute)), minute.baseline)
-    return replace(state, evidence=_added(plan, state, minute))
 
 
 def _referenced(state: State, baseline: Arm) -> State:
-    size = max(len(state.reference), len(baseline.latency))
-    total = tuple(
-        (state.reference[i] if i < len(state.reference) else 0)
-        + (baseline.latency[i] if i < len(baseline.latency) else 0)
-        for i in range(size)
+    """With one more minute of the baseline before any change: what blue/green is held against."""
+    return replace(
+        state,
+        reference=_summed(state.reference, baseline.latency),
+        reference_counts=state.reference_counts + baseline.counts,
     )
-    counts = state.reference_counts + baseline.counts
-    frozen = _p95_bucket(total) if sum(total) >= _SETTLED else -1
-    return replace(state, reference=total, reference_counts=counts, slow_from=frozen)
 
 
-def _p95_bucket(histogram: tuple[int, ...]) -> int:
-    """The bucket whose upper end splits off the share nearest to 5%. Any split is a valid test."""
-    total, above, best, where = sum(histogram), sum(histogram), 2.0, 0
+def _summed(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x + y for x, y in zip_longest(a, b, fillvalue=0))
+
+
+def _p95_bucket(histogram: Sequence[int]) -> int:
+    """The bucket whose upper end splits off about 5%, as near as whole buckets allow.
+
+    Taken from both arms together, minute by minute: given their pooled latencies, and if they come
+    from one distribution, how many of the slow ones are the candidate's is hypergeometric. So no
+    shock and no drift of the day has to be frozen out, and no power is lost to a threshold that
+    was taken in a bad minute.
+    """
+    total = sum(histogram)
+    above, best, where = total, math.inf, len(histogram) - 1
     for i, count in enumerate(histogram):
         above -= count
-        if abs(above / total - 0.05) < best:
-            best, where = abs(above / total - 0.05), i
+        if above <= 0:
+            break
+        if above <= total / 2 and (far := abs(math.log(above / total / _SLOW))) < best:
+            best, where = far, i
     return where
 
 
-def _slow(histogram: tuple[int, ...], slow_from: int) -> Counts:
+def _slow(histogram: Sequence[int], slow_from: int) -> Counts:
     return Counts(sum(histogram[slow_from + 1 :]), sum(histogram))
 
 
@@ -163,12 +174,14 @@ def _added(plan: Plan, state: State, minute: Minute) -> Evidence:
         errors = errors.add_alone(state.reference_counts, new.counts, plan.error_floor)
     elif new.requests:
         errors = errors.add(base.counts, new.counts, plan.error_floor)
-    if state.slow_from >= 0 and new.latency:
-        slow = _slow(new.latency, state.slow_from)
-        if alone:
-            latency = latency.add_alone(_slow(state.reference, state.slow_from), slow, 0.05)
-        else:
-            latency = latency.add(_slow(base.latency, state.slow_from), slow, 0.05)
+    if new.latency and alone:
+        at = _p95_bucket(state.reference)
+        before, slow = _slow(state.reference, at), _slow(new.latency, at)
+        latency = latency.add_alone(before, slow, plan.error_floor)
+    elif new.latency:
+        at = _p95_bucket(_summed(base.latency, new.latency))
+        before, slow = _slow(base.latency, at), _slow(new.latency, at)
+        latency = latency.add(before, slow, plan.error_floor)
     feedback = old.feedback
     for age in sorted(set(base.feedback) & set(new.feedback)):
         feedback = feedback.add(pairs(base.feedback[age], new.feedback[age]))
@@ -202,8 +215,11 @@ def _factor(plan: Plan, state: State) -> float:
 
 
 def _reading(plan: Plan, evidence: Evidence, guard: str, factor: float) -> Reading:
+    # The last step exposes everybody: it asks for twice the evidence.
+    needed = plan.shown_at * (2 if factor == FACTORS[-1] else 1)
+
     def said(base: float, new: float, of: int, harm: float, shown: float) -> Reading:
-        return Reading(guard, base, new, of, harm, plan.harm_at, factor, shown, plan.shown_at)
+        return Reading(guard, base, new, of, harm, plan.harm_at, factor, shown, needed)
 
     if guard == "feedback":
         quality, n = evidence.feedback, max(1, evidence.feedback.num_pairs)
@@ -220,7 +236,7 @@ def _reading(plan: Plan, evidence: Evidence, guard: str, factor: float) -> Readi
             return said(differ.rate.baseline.share, compared.share, compared.of, harm,
                         differ.safe_e(factor))  # fmt: skip
         num = sum(shift.candidate)
-        return said(0.0, 0.0, num, harm, plan.shown_at if num >= plan.min_requests else 1.0)
+        return said(0.0, 0.0, num, harm, needed if num >= plan.min_requests else 1.0)
     rate = evidence.errors if guard == "errors" else evidence.latency
     return said(
         rate.baseline.share, rate.candidate.share, rate.candidate.of, rate.harm_e,

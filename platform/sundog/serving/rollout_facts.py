@@ -147,7 +147,6 @@ class State:
     reason: str = ""
     reference: tuple[int, ...] = ()
     reference_counts: Counts = NO_COUNTS
-    slow_from: int = -1
     step_requests: int = 0
     evidence: Evidence = NO_EVIDENCE
 
