@@ -21,8 +21,8 @@ from sundog.storage.root import Root, checked
 
 FOLDER = "runs"
 ENDED = ("finished", "failed", "cancelled")
-_DELETED = "deleted"
-_MIGRATIONS: Migrations = {}
+DELETED = "deleted"
+MIGRATIONS: Migrations = {}
 _ATTEMPTS = 100
 
 
@@ -168,8 +168,8 @@ class RunFolder:
             data, etag = self.root.read_tagged(key)
         except NotFound:
             raise near(self.root, "run", FOLDER, self.run_id) from None
-        record = decode(data, key, migrations=_MIGRATIONS)
-        if record.get("state") == _DELETED:
+        record = decode(data, key, migrations=MIGRATIONS)
+        if record.get("state") == DELETED:
             raise NotFound(f"run {self.run_id} was deleted", fix="see sundog runs list")
         return record, etag
 
@@ -203,7 +203,7 @@ def new_run(root: Root, name: str, run_id: str | None = None, *, clock: Clock = 
         root.create(key, _fresh(name, run_id, clock))
     except AlreadyExists:
         data, etag = root.read_tagged(key)
-        if decode(data, key, migrations=_MIGRATIONS).get("state") == _DELETED:
+        if decode(data, key, migrations=MIGRATIONS).get("state") == DELETED:
             root.swap(key, _fresh(name, run_id, clock), etag)
     return folder
 
@@ -233,7 +233,7 @@ def delete_run(root: Root, run_id: str, *, clock: Clock = WALL) -> None:
     tombstone = encode(
         {
             "run_id": run_id,
-            "state": _DELETED,
+            "state": DELETED,
             "deleted_s": clock.now_s(),
             "epoch": held.epoch,
             "holder": held.holder,
