@@ -66,7 +66,8 @@ def test_a_good_version_passes_every_gate():
 def test_shared_shocks_alone_say_nothing():
     calm = RateEvidence().add(Counts(10, 900), Counts(1, 90), 0.005)
     stormy = RateEvidence().add(Counts(300, 900), Counts(30, 90), 0.005)
-    assert calm.harm_e < 2 and stormy.harm_e < 2
+    assert calm.harm_e < 2
+    assert stormy.harm_e < 2
 
 
 def test_a_service_without_errors_can_show_that_it_has_none():
@@ -168,5 +169,7 @@ def test_evidence_has_mean_at_most_one_under_the_null(seed):
     values = []
     for _ in range(300):
         base, new = rng.binomial(900, 0.05), rng.binomial(100, 0.05)
-        values.append(RateEvidence().add(Counts(int(base), 900), Counts(int(new), 100), 0.005).harm_e)
+        values.append(
+            RateEvidence().add(Counts(int(base), 900), Counts(int(new), 100), 0.005).harm_e
+        )
     assert np.mean(values) <= 1 + 4 * np.std(values) / np.sqrt(len(values))
