@@ -1,0 +1,6 @@
+"""`ray job submit --working-dir . -- python jobs/train.py SPEC`."""
+
+from sundog import train
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,1 @@
+"""Work that ends: training runs, sweeps, batch jobs, and the client that submits them."""

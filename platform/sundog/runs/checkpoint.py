@@ -1,0 +1,100 @@
+"""A run's checkpoints in the storage root: written whole or not at all, checked before use.
+
+Owns the layout `<prefix>/<step>/` and its manifest; knows nothing of models or optimizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sundog.clock import WALL, Clock
+from sundog.errors import Corrupt, FormatTooNew, NotFound
+from sundog.storage.root import Root
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose bytes match their hashes."""
+
+    step: int
+    about: Mapping[str, Any]
+    parts: Mapping[str, bytes]
+
+
+class Checkpoints:
+    """The checkpoints under one prefix of a root. The manifest is written last: it is the commit."""
+
+    def __init__(self, root: Root, prefix: str, keep: int = 3, clock: Clock = WALL) -> None:
+        self._root = root
+        self._prefix = prefix.rstrip("/")
+        self._keep = keep
+        self._clock = clock
+
+    def save(self, step: int, parts: Mapping[str, bytes], about: Mapping[str, Any]) -> int:
+        """Commit these parts as the checkpoint of `step`, drop the oldest; returns bytes written."""
+        token = uuid.uuid4().hex[:8]  # a half-written older try never mixes with this one
+        files = {}
+        for name, data in parts.items():
+            path = f"{name}-{token}"
+            self._root.write(f"{self._prefix}/{step}/{path}", data)
+            files[name] = {
+                "path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)
+            }  # fmt: skip
+        manifest = {
+            "format": FORMAT, "step": step, "files": files, "about": dict(about),
+            "created_s": self._clock.now_s(),
+        }  # fmt: skip
+        self._root.write(f"{self._prefix}/{step}/{_MANIFEST}", json.dumps(manifest).encode())
+        self.retain()
+        return sum(len(data) for data in parts.values())
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, oldest first, whole or not."""
+        return sorted(int(n) for n in self._root.children(self._prefix) if n.isdigit())
+
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`. Corrupt when it is half-written or does not match its hashes."""
+        where = f"{self._prefix}/{step}"
+        try:
+            manifest = json.loads(self._root.read(f"{where}/{_MANIFEST}"))
+            if manifest["format"] > FORMAT:
+                raise FormatTooNew(
+                    f"checkpoint {where} has format {manifest['format']}; this Sundog reads {FORMAT}",
+                    "upgrade sundog to the version that wrote the run",
+                )
+            parts = {}
+            for name, file in manifest["files"].items():
+                data = self._root.read(f"{where}/{file['path']}")
+                if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                    raise Corrupt(f"checkpoint {where}: {name} does not match its hash")
+                parts[name] = data
+            return Checkpoint(step, manifest["about"], parts)
+        except NotFound as error:
+            raise Corrupt(f"checkpoint {where} is half-written: {error.message}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"checkpoint {where} has no readable manifest: {error}") from None
+
+    def latest(
+        self, skipped: Callable[[int, str], None] = lambda step, why: None
+    ) -> Checkpoint | None:
+        """The newest good checkpoint. `skipped(step, why)` hears of each bad one passed over."""
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step)
+            except Corrupt as error:
+                skipped(step, error.message)
+        return None
+
+    def retain(self) -> None:
+        """Delete all but the newest `keep`. The manifest goes first, so none is ever half there."""
+        for step in self.steps()[: -self._keep]:
+            self._root.delete(f"{self._prefix}/{step}/{_MANIFEST}")
+            self._root.delete_prefix(f"{self._prefix}/{step}/")

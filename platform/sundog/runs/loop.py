@@ -1,0 +1,461 @@
+"""The training loop: one step after the other, the same bits at any number of workers.
+
+Owns the order of work inside a run: micro-batches, randomness, evaluation, when to save. Knows
+nothing of Ray: it is given an exchange, a place for checkpoints and somebody to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sundog.clock import WALL, Clock
+from sundog.errors import RecipeError, RunError, StorageUnavailable
+from sundog.runs.evaluate import evaluate
+from sundog.runs.exchange import Exchange
+from sundog.runs.ledger import Entry, Plan
+from sundog.runs.recipe import blamed, fetch
+from sundog.runs.reduction import Node, partials
+from sundog.runs.sampler import fingerprint, micro_batches, mix, share
+
+if TYPE_CHECKING:
+    from sundog.runs.saver import Saver
+    from sundog.spec.run import RunSpec
+
+# What a worker tells the others in the header of its gradient. The highest one wins.
+GO_ON, SAVE, STOP, FAILED = 0, 1, 2, 3
+_INIT, _EVAL = -1, -2  # pseudo-steps that key the randomness of the first weights and of evaluation
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `loss` is the last step's, `metrics` the last evaluation's."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    samples_s: float
+    world: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: finished, stopped (asked to) or failed (`why` says what)."""
+
+    state: str
+    step: int
+    metrics: dict[str, float]
+    why: str = ""
+    fix: str = ""
+
+
+class Loop:
+    """A run's state in one process, and the steps over it."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        recipe: Any,
+        *,
+        device: str = "cpu",
+        clock: Clock = WALL,
+        tell: Callable[[Progress], None] = lambda progress: None,
+        asked: Callable[[], int] = lambda: GO_ON,
+    ) -> None:
+        self.spec, self.recipe, self.device = spec, recipe, torch.device(device)
+        self.clock, self.tell, self.asked = clock, tell, asked
+        self.exchange: Exchange | None = None
+        self.saver: Saver | None = None
+        self.step = -1  # nothing in memory yet
+        self.metrics: dict[str, float] = {}
+        self.losses: list[float] = []  # of the steps since the last one that was told
+        self.trace: Callable[[int, float], None] | None = None
+        self.entries: list[Entry] = []
+        self._failure: BaseException | None = None
+        self._settle()
+        with blamed("recipe: dataset('train')"):
+            self.train = recipe.dataset("train")
+            rows = len(self.train)
+        self.plan = Plan(rows, spec.batch, _count(spec), spec.seed)
+        self.sampler = self.plan.sampler
+        self.steps = spec.steps or self.sampler.steps_in(spec.epochs or 1)
+        self.val = optional_split(recipe, "val")
+        self._build()
+
+    # --- setting up -----------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        if not self.spec.exact:
+            return
+        if self.device.type == "cpu":
+            # Kernels split their sums over threads: another number of them is another rounding.
+            torch.set_num_threads(1)
+        else:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def _build(self) -> None:
+        torch.manual_seed(mix(self.spec.seed, _INIT, 0))
+        with blamed("recipe: model()"):
+            self.model = self.recipe.model().to(self.device)
+        if self.spec.exact:
+            refuse_inexact(self.model)
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.params:
+            raise RecipeError("recipe: model() has no parameter that can be trained")
+        if any(p.dtype != torch.float32 for p in self.params):
+            raise RecipeError(
+                "recipe: model() has parameters that are not float32",
+                "keep them in float32 and set precision: bf16 in the spec for fast arithmetic",
+            )
+        with blamed("recipe: optimizer()"):
+            self.optimizer = self.recipe.optimizer(iter(self.params))
+        size = sum(p.numel() for p in self.params)
+        self._leaf = torch.zeros(size, device=self.device)
+        offset = 0
+        for p in self.params:
+            # Gradients land in one flat buffer: it is what is summed and sent.
+            p.grad = self._leaf[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+        self._slots: list[torch.Tensor] = []
+        self._spare: dict[int, torch.Tensor] = {}
+
+    # --- joining a group ------------------------------------------------------------------------
+
+    def join(self, exchange: Exchange) -> None:
+        """Agree with the group on where the run stands: the furthest worker's memory wins, else the
+        last good checkpoint, else the beginning. Called again with every new group."""
+        self.exchange = exchange
+        share_size = len(partials(self.plan.count, *share(self.plan.count, *self._place)))
+        width = self._leaf.numel() + 1  # the loss is summed with the gradient
+        self._slots = [torch.zeros(width, device=self.device) for _ in range(share_size)]
+        plans = exchange.gather((self.step, vars(self.plan)))
+        if any(plan != vars(self.plan) for _, plan in plans):
+            raise RunError(
+                "the workers read data sets of different lengths", "pin data: name@version"
+            )
+        furthest = max(step for step, _ in plans)
+        if furthest < 0:
+            self._restore()
+        elif any(step != furthest for step, _ in plans):
+            self._copy_from([step for step, _ in plans].index(furthest))
+        if self.spec.exact and self.step == 0 and exchange.rank == 0:
+            self._check_repeatable()
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        assert self.exchange is not None
+        return self.exchange.world, self.exchange.rank
+
+    def _restore(self) -> None:
+        assert self.exchange is not None
+        found = self.saver.find(self) if self.saver and self.exchange.rank == 0 else None
+        step, _why = self.exchange.gather(found)[0] or (0, "")
+        if self.saver and step:
+            self.saver.load(self, step)
+        self.step = step
+
+    def _copy_from(self, source: int) -> None:
+        """Everything that a step changes, from the memory of `source`: no disk is read."""
+        assert self.exchange is not None
+        mine = self.snapshot() if self.exchange.rank == source else None
+        state = self.exchange.gather(mine)[source]
+        if mine is None:
+            self.adopt(state)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of the state between two steps, on the CPU."""
+        return {
+            "step": self.step,
+            "model": _copied(self.model.state_dict()),
+            "optimizer": _copied(self.optimizer.state_dict()),
+            "metrics": dict(self.metrics),
+            "entries": [(e.step, list(e.prints)) for e in self.entries],
+        }
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot. RunError when it is another model's."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(
+                f"the checkpoint of step {state.get('step')} is of another model: "
+                f"{str(error).splitlines()[0]}",
+                "start a new run (--run-id), or put the recipe back as it was",
+            ) from None
+        self.step = int(state["step"])
+        self.metrics = dict(state["metrics"])
+        self.entries = [Entry(s, tuple(p)) for s, p in state.get("entries", [])]
+
+    def _check_repeatable(self) -> None:
+        values = {float(self._loss(0, 0, torch.no_grad())) for _ in range(2)}
+        if len(values) > 1 and not any(math.isnan(v) for v in values):
+            raise RecipeError(
+                "the recipe's loss differs between two calls with the same batch and randomness",
+                "draw randomness from torch or from the rng argument, or set exact: false",
+            )
+
+    # --- running --------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Step until the end, or until somebody asks to stop. PeerLost leaves the state intact."""
+        assert self.exchange is not None
+        self.model.train()
+        since, done = self.clock.monotonic_s(), 0
+        while self.step < self.steps:
+            loss, flag = self._one_step()
+            if flag >= STOP:
+                return self._stopped(flag)
+            self.step += 1
+            done += 1
+            self.losses.append(loss)
+            if self.trace:
+                self.trace(self.step, loss)
+            if self._due(self.step):
+                self._evaluate()
+            now = self.clock.monotonic_s()
+            self._tell(loss, done, now - since)
+            if self.saver and self.exchange.rank == 0:
+                self._save(flag == SAVE or self.step == self.steps)
+        return self._finish()
+
+    def _one_step(self) -> tuple[float, int]:
+        assert self.exchange is not None
+        world, rank = self._place
+        start, stop = self.plan.rows_of(self.step, world, rank)
+        indices = self.sampler.indices(self.step, start, stop)
+        flag = FAILED if self._failure else self.asked()
+        if not self._failure:
+            try:
+                self._compute(indices, start)
+            except (RecipeError, ArithmeticError) as error:
+                self._failure, flag = error, FAILED
+        total, headers = self.exchange.sum(
+            self.plan.count, self._slots, (fingerprint(indices), flag)
+        )
+        flag = max(h[1] for h in headers)
+        loss = float(total[-1]) / self.plan.count
+        if flag < STOP and not math.isfinite(loss):
+            self._failure = _diverged(self.step, loss)
+            flag = FAILED
+        if flag < STOP:
+            self._apply(total)
+            self.entries.append(Entry(self.step, tuple(h[0] for h in headers)))
+        return loss, flag
+
+    def _compute(self, indices: Any, first_row: int) -> None:
+        """This worker's partial sums, each a whole subtree of the tree over micro-batches."""
+        world, rank = self._place
+        size = self.plan.batch // self.plan.count
+        start, stop = share(self.plan.count, world, rank)
+        self._rows = {
+            m: indices[m * size - first_row : (m + 1) * size - first_row]
+            for m in range(start, stop)
+        }
+        for slot, node in zip(self._slots, partials(self.plan.count, start, stop), strict=True):
+            self._subtree(node, slot, 0)
+
+    def _subtree(self, node: Node, out: torch.Tensor, depth: int) -> None:
+        if node.leaf:
+            self._leaf.zero_()
+            loss = self._loss(self.step, node.start)
+            with blamed("recipe: backward of loss()"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            out[:-1] = self._leaf
+            out[-1] = loss.detach()
+            return
+        left, right = node.children()
+        if depth not in self._spare:
+            self._spare[depth] = torch.zeros_like(out)
+        self._subtree(left, out, depth + 1)
+        self._subtree(right, self._spare[depth], depth + 1)
+        out += self._spare[depth]
+
+    def _loss(
+        self, step: int, micro: int, mode: AbstractContextManager[Any] | None = None
+    ) -> torch.Tensor:
+        size = self.plan.batch // self.plan.count
+        rows = getattr(self, "_rows", {}).get(micro) if mode is None else None
+        if rows is None:
+            rows = self.sampler.indices(step, micro * size, (micro + 1) * size)
+        with blamed("recipe: reading dataset('train')"):
+            batch = to_device(fetch(self.train, rows), self.device)
+        key = mix(self.spec.seed, step, micro)
+        torch.manual_seed(key)
+        rng = torch.Generator(self.device).manual_seed(key ^ 1)
+        with blamed("recipe: loss()"), mode or nullcontext(), autocast(self.spec, self.device):
+            loss = self.recipe.loss(self.model, batch, rng)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise RecipeError(
+                f"recipe: loss() returned {_shape(loss)}, not a scalar",
+                "return the mean over the batch",
+            )
+        return loss.reshape(()).float()
+
+    def _apply(self, total: torch.Tensor) -> None:
+        torch.div(total[:-1], self.plan.count, out=self._leaf)
+        with blamed("recipe: the optimizer's step"):
+            self.optimizer.step()
+
+    # --- what happens between steps -------------------------------------------------------------
+
+    def _due(self, step: int) -> bool:
+        return self.val is not None and (step % self.evaluate_every == 0 or step == self.steps)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations: once an epoch, but at most about twenty times a run."""
+        if isinstance(self.spec.evaluate, int):
+            return self.spec.evaluate
+        return max(1, -(-self.steps // 20), -(-self.plan.rows // self.plan.batch))
+
+    def _evaluate(self, split: str = "val", data: Any = None) -> None:
+        assert self.exchange is not None
+        prefix = "" if split == "val" else f"{split}_"
+        torch.manual_seed(mix(self.spec.seed, _EVAL, self.step))
+        found = evaluate(
+            self.recipe, self.model, self.val if data is None else data, self.exchange, self.device
+        )
+        self.metrics |= {
+            (f"{split}_loss" if name == "loss" else prefix + name): v for name, v in found.items()
+        }
+        self.model.train()
+
+    def _tell(self, loss: float, done: int, elapsed_s: float) -> None:
+        assert self.exchange is not None
+        rate = done * self.plan.batch / elapsed_s if elapsed_s > 0 else 0.0
+        self.tell(
+            Progress(
+                self.step, self.steps, self.sampler.epoch_at(self.step), loss, rate,
+                self.exchange.world, self.metrics,
+            )
+        )  # fmt: skip
+
+    def _save(self, now: bool) -> None:
+        assert self.saver is not None
+        try:
+            self.saver.offer(self, now)
+        except StorageUnavailable as error:
+            # Told to the others with the next gradient, so that all stop at the same step.
+            self._failure = error
+
+    def _stopped(self, flag: int) -> Outcome:
+        assert self.exchange is not None
+        if flag == FAILED:
+            faults = self.exchange.gather(_fault(self._failure))
+            why, fix = next((f for f in faults if f[0]), ("a worker failed", ""))
+            if self.saver:
+                self.saver.close()
+            return Outcome("failed", self.step, self.metrics, why, fix)
+        if self.saver and self.exchange.rank == 0:
+            self.saver.offer(self, now=True)
+            self.saver.close()
+        return Outcome("stopped", self.step, self.metrics)
+
+    def _finish(self) -> Outcome:
+        assert self.exchange is not None
+        test = optional_split(self.recipe, "test")
+        if test is not None:
+            self._evaluate("test", test)
+        try:
+            if self._failure:
+                raise self._failure
+            if self.saver and self.exchange.rank == 0:
+                self.saver.close()
+        except (StorageUnavailable, RunError) as error:
+            self._failure = error
+        faults = [f for f in self.exchange.gather(_fault(self._failure)) if f[0]]
+        if faults:
+            return Outcome("failed", self.step, self.metrics, *faults[0])
+        return Outcome("finished", self.step, self.metrics)
+
+
+def refuse_inexact(model: torch.nn.Module) -> None:
+    """RecipeError for layers whose result depends on how a batch is cut over workers."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise RecipeError(
+                f"exact mode refuses {type(module).__name__} ({name}): its statistics depend on which "
+                "worker saw which rows",
+                "use GroupNorm or LayerNorm, or set exact: false in the spec",
+            )
+
+
+def optional_split(recipe: Any, split: str) -> Any:
+    """A split's rows, or None where the recipe has none of that name."""
+    try:
+        with blamed(f"recipe: dataset({split!r})"):
+            found = recipe.dataset(split)
+            return found if found is not None and len(found) else None
+    except RecipeError as error:
+        from sundog.errors import NotFound
+
+        if isinstance(error.__cause__, KeyError | NotFound):
+            return None
+        raise
+    except KeyError:
+        return None
+
+
+def autocast(spec: RunSpec, device: torch.device) -> AbstractContextManager[Any]:
+    if spec.precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return batch
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def _count(spec: RunSpec) -> int:
+    try:
+        return micro_batches(spec.batch, spec.micro_batch, spec.workers.high or 1)
+    except ValueError as error:
+        raise RunError(str(error), "make batch larger, or workers fewer") from None
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v) for v in value)
+    return value
+
+
+def _diverged(step: int, loss: float) -> RunError:
+    return RunError(
+        f"the loss became {loss} at step {step}: the run stopped with its last good checkpoint",
+        "lower the learning rate or clip gradients; the same run id goes on from that checkpoint",
+    )
+
+
+def _fault(error: BaseException | None) -> tuple[str, str]:
+    if error is None:
+        return "", ""
+    return str(getattr(error, "message", error)), str(getattr(error, "fix", ""))
+
+
+def _shape(value: Any) -> str:
+    return (
+        f"a tensor of shape {list(value.shape)}"
+        if isinstance(value, torch.Tensor)
+        else repr(value)[:60]
+    )

@@ -1,0 +1,97 @@
+"""Where a run happens: the Ray cluster it is connected to and the storage root it uses.
+
+Finds both and says what to do when one is missing; starts neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from sundog.errors import ClusterError, RunError, StorageUnavailable
+from sundog.storage.root import Root, open_root
+
+
+def connect(env: dict[str, str] | None = None) -> None:
+    """Connect this driver to the cluster of its job, or to the one that runs here."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    runtime_env: dict[str, Any] = {"env_vars": env} if env else {}
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True,
+            logging_level=logging.WARNING, runtime_env=runtime_env or None,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(
+            f"no Ray cluster to run on: {str(error).splitlines()[0]}",
+            "start one with `make up`, or submit the job: ray job submit -- python jobs/train.py …",
+        ) from None
+
+
+def resolve_root(address: str | None) -> Root:
+    """The root of the spec, else SUNDOG_ROOT, else what the cluster's own record says."""
+    if address or os.environ.get("SUNDOG_ROOT"):
+        return open_root(address or None)
+    import ray
+
+    from sundog.rayapi.kv import get_config
+
+    config = get_config() if ray.is_initialized() else None
+    if config and config.get("root"):
+        return open_root(config["root"])
+    return open_root(None)  # raises, with the way out
+
+
+def check_reach(root: Root) -> None:
+    """StorageUnavailable for a root on this machine's disk when the cluster has other machines."""
+    import ray
+
+    hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if root.is_local and len(hosts) > 1 and len(machines) > 1:
+        raise StorageUnavailable(
+            f"{root.url} is a folder of one machine, this cluster has {len(machines)}",
+            "set SUNDOG_ROOT=s3://bucket/prefix, which every machine can reach",
+        )
+
+
+def check_fit(workers: int, resources: dict[str, float]) -> None:
+    """RunError when the cluster, which does not grow, can never hold the smallest run allowed."""
+    import ray
+    from ray._private.state import state
+
+    if state.get_max_resources_from_cluster_config():
+        return  # an autoscaler may bring what is missing
+    total = ray.cluster_resources()
+    for name, each in resources.items():
+        if each * workers > total.get(name, 0):
+            raise RunError(
+                f"{workers} workers need {each * workers:g} {name}, this cluster has "
+                f"{total.get(name, 0):g}",
+                "ask for fewer workers or less for each, or start a larger cluster",
+            )
+
+
+def capacity(resources: dict[str, float]) -> int:
+    """How many workers fit into the nodes that are alive now, whatever else runs there."""
+    import ray
+
+    count = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            fits = [int(have.get(n, 0) // each) for n, each in resources.items() if each > 0]
+            count += min(fits, default=0)
+    return count
+
+
+def working_directory() -> str | None:
+    """Where recipes are imported from on other processes: None when Ray ships it (a submitted job)."""
+    import ray
+
+    env = ray.get_runtime_context().runtime_env or {}
+    return None if env.get("working_dir") else os.getcwd()  # noqa: PTH109 - a string travels

@@ -1,0 +1,147 @@
+"""When a run's state is saved, and the turning of it into bytes and back.
+
+Saves in the background so that a step waits only for a copy in memory; decides when by an interval
+that is handed to it. Where the bytes lie is `checkpoint.py`'s business.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sundog.clock import WALL, Clock
+from sundog.errors import Corrupt, RunError, SundogError
+from sundog.runs import ledger
+from sundog.runs.checkpoint import Checkpoint, Checkpoints
+from sundog.runs.interval import Cadence
+
+if TYPE_CHECKING:
+    from sundog.runs.loop import Loop
+    from sundog.storage.root import Root
+
+STATE = "state.pt"
+
+
+class Saver:
+    """Writes a loop's checkpoints and its ledger, and finds the one to go on from."""
+
+    def __init__(
+        self,
+        root: Root,
+        folder: str,
+        *,
+        keep: int,
+        cadence: Cadence,
+        note: Callable[[str, Mapping[str, Any]], None] = lambda event, fields: None,
+        clock: Clock = WALL,
+    ) -> None:
+        self.checkpoints = Checkpoints(root, f"{folder}/checkpoints", keep, clock)
+        self._root, self._folder = root, folder
+        self._cadence, self._note, self._clock = cadence, note, clock
+        self._segments: list[str] = []
+        self._thread: threading.Thread | None = None
+        self._error: SundogError | None = None
+        self._saved_step = -1
+        self._saved_s = clock.monotonic_s()
+        self.stall_s = 0.0
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def offer(self, loop: Loop, now: bool = False) -> None:
+        """Save if it is time to (or `now`). Raises what the last background save failed with."""
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+        began = self._clock.monotonic_s()
+        busy = self._thread is not None and self._thread.is_alive()
+        due = self._cadence.due(loop.step - max(self._saved_step, 0), began - self._saved_s)
+        if loop.step == self._saved_step or not (now or (due and not busy)):
+            return
+        self._wait()
+        state = loop.snapshot()
+        loop.entries = []
+        self._saved_step, self._saved_s = loop.step, began
+        self._thread = threading.Thread(
+            target=self._write, args=(state, vars(loop.plan), began), daemon=True, name="checkpoint"
+        )
+        self._thread.start()
+        stall_s = self._clock.monotonic_s() - began
+        self.stall_s += stall_s
+        self._cadence.saw_stall(stall_s)
+
+    def close(self) -> None:
+        """Wait for what is being written. Raises what it failed with."""
+        self._wait()
+        if self._error:
+            raise self._error
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, state: dict[str, Any], plan: dict[str, int], began: float) -> None:
+        try:
+            entries = [ledger.Entry(s, tuple(p)) for s, p in state.pop("entries")]
+            if entries:
+                name = f"{entries[0].step:09d}-{entries[-1].step:09d}-{uuid.uuid4().hex[:8]}.json"
+                self._root.write(
+                    f"{self._folder}/ledger/{name}", ledger.encode(ledger.Plan(**plan), entries)
+                )
+                self._segments = [*self._segments, name]
+            state |= {"plan": plan, "ledger": list(self._segments)}
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            about = {"metrics": state["metrics"], "plan": plan, "ledger": state["ledger"]}
+            size = self.checkpoints.save(state["step"], {STATE: buffer.getvalue()}, about)
+            took_s = self._clock.monotonic_s() - began
+            self._note("checkpoint", {"step": state["step"], "bytes": size, "took_s": took_s})
+        except SundogError as error:
+            self._error = error
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def find(self, loop: Loop) -> tuple[int, str] | None:
+        """The step of the newest good checkpoint, and its ledger's last segment; None: none."""
+        found = self.checkpoints.latest(
+            lambda step, why: self._note("skipped", {"step": step, "why": why})
+        )
+        return None if found is None else (found.step, "")
+
+    def load(self, loop: Loop, step: int) -> None:
+        """Put the state of checkpoint `step` into the loop."""
+        state = unpack(self.checkpoints.read(step))
+        if state["plan"] != vars(loop.plan):
+            raise RunError(_other_plan(state["plan"], vars(loop.plan)), _PLAN_FIX)
+        self._segments = list(state["ledger"])
+        self._saved_step = step
+        loop.adopt(state | {"entries": []})
+
+
+_PLAN_FIX = "pin the data (data: name@version) and keep batch and seed, or start a new run"
+
+
+def _other_plan(old: Mapping[str, int], new: Mapping[str, int]) -> str:
+    what = {
+        "rows": "rows of training data",
+        "batch": "batch",
+        "count": "micro-batches",
+        "seed": "seed",
+    }
+    changes = [f"{what[k]} {old[k]} → {new[k]}" for k in what if old.get(k) != new[k]]
+    return f"this run cannot go on: since its last checkpoint {', '.join(changes)} changed"
+
+
+def unpack(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state in a checkpoint. Never unpickles anything but tensors and plain values."""
+    try:
+        return torch.load(
+            io.BytesIO(checkpoint.parts[STATE]), map_location="cpu", weights_only=True
+        )
+    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise Corrupt(f"checkpoint {checkpoint.step} cannot be read: {error}") from None

@@ -1,0 +1,252 @@
+"""One training run on Ray Train v2: starts the workers, follows them, recovers, registers the model.
+
+Drives; the arithmetic is `loop.py`'s and what a worker does is `worker.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sundog import telemetry
+from sundog.clock import WALL
+from sundog.errors import NotFound, RunError, SpecError, SundogError
+from sundog.rayapi.train_channel import Channel
+from sundog.runs import place
+from sundog.runs.checkpoint import Checkpoints
+from sundog.runs.driver import Watcher, driving, failed, say
+from sundog.runs.lineage import lineage
+from sundog.runs.worker import open_recipe, train_worker
+from sundog.spec.run import RunSpec
+from sundog.storage.root import Root
+from sundog.storage.runs import RunFolder
+
+if TYPE_CHECKING:
+    from sundog.storage.models import ModelVersion
+
+_LOOK_EVERY_S = 0.5
+_PRINT_EVERY_S = 1.0
+_RECORD_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended: its record, and the version it registered, if any."""
+
+    run_id: str
+    record: dict[str, Any]
+    version: ModelVersion | None = None
+
+
+def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
+    """Train to the end of the spec. Raises the SundogError that ended it otherwise."""
+    with driving(folder, "train", steps=spec.steps) as done:
+        data = pin_data(folder.root, spec)
+        folder.update(data=data, spec=spec.model_dump(mode="json"))
+        place.check_reach(folder.root)
+        place.check_fit(spec.workers.low, worker_resources(spec))
+        recipe = None if spec.requirements else open_recipe(folder.root, spec, data, None)
+        outcome = _train(spec, folder, data)
+        if outcome["state"] != "finished":
+            done |= {"step": outcome["step"], "metrics": outcome["metrics"]}
+            raise failed(outcome)
+        done |= {"step": outcome["step"], "steps": outcome["step"], "metrics": outcome["metrics"]}
+        recipe = recipe or open_recipe(folder.root, spec, data, None)
+        version = _register(spec, folder, data, recipe, outcome["metrics"])
+        if version is not None:
+            done["model"] = version.ref
+    return Trained(folder.run_id, folder.record(), version)
+
+
+def pin_data(root: Root, spec: RunSpec) -> str | None:
+    """`digits@latest` -> `digits@3`: the version that this run reads, now and when it resumes."""
+    from sundog.storage.datasets import open_dataset
+
+    if spec.data is None:
+        return None
+    try:
+        return open_dataset(root, spec.data).ref
+    except NotFound as error:
+        raise NotFound(
+            f"data: {spec.data}: {error.message}",
+            error.fix or "write it first: ray job submit … -- python jobs/ingest.py",
+        ) from None
+
+
+def worker_resources(spec: RunSpec) -> dict[str, float]:
+    out = {"CPU": float(spec.resources.cpus)}
+    if spec.resources.gpus:
+        out["GPU"] = float(spec.resources.gpus)
+    if spec.resources.memory:
+        out["memory"] = float(spec.resources.memory)
+    return out
+
+
+def secret_environment(spec: RunSpec) -> dict[str, str]:
+    """`env` and the values that `secrets` refer to; never printed, never in the record."""
+    out = dict(spec.env)
+    for name, reference in spec.secrets.items():
+        kind, _, where = reference.partition(":")
+        try:
+            out[name] = os.environ[where] if kind == "env" else Path(where).read_text().strip()
+        except (KeyError, OSError):
+            raise SpecError(
+                f"secrets.{name}: {reference} is not there", "set it where the driver runs"
+            ) from None
+    return out
+
+
+def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]:
+    workers = spec.workers.clamp(place.capacity(worker_resources(spec)))
+    channel = Channel(folder.run_id)
+    channel.clear()
+    config = {
+        "spec": spec.model_dump(mode="json"), "folder": folder, "data": data,
+        "directory": place.working_directory(), "environment": secret_environment(spec),
+    }  # fmt: skip
+    say(folder, f"{folder.run_id} · {_count(workers)} · {spec.recipe} · {data or 'own data'}")
+    with Watcher(Follower(folder, channel), _LOOK_EVERY_S):
+        return _fit(spec, folder, config, workers)
+
+
+def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Workers stay in the job's working directory, where the recipe is.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    gpus = spec.resources.gpus
+    runtime_env = {"pip": list(spec.requirements)} if spec.requirements else None
+    with tempfile.TemporaryDirectory(prefix="sundog-train-") as scratch:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=bool(gpus), resources_per_worker=worker_resources(spec)
+            ),
+            run_config=RunConfig(
+                name=folder.run_id, failure_config=FailureConfig(max_failures=spec.max_failures),
+                worker_runtime_env=runtime_env, **_ray_storage(folder.root, folder, scratch),
+            ),
+        )  # fmt: skip
+        try:
+            outcome = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise _lost(spec, folder, error) from None
+    if not isinstance(outcome, dict):
+        raise RunError("the workers ended without a result", f"see sundog logs {folder.run_id}")
+    return outcome
+
+
+def _ray_storage(root: Root, folder: RunFolder, scratch: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own notes. Our checkpoints never pass through it."""
+    if root.is_local:
+        return {"storage_path": scratch}
+    filesystem, base = root.filesystem()
+    return {"storage_path": f"{base}/{folder.key('ray')}", "storage_filesystem": filesystem}
+
+
+def _lost(spec: RunSpec, folder: RunFolder, error: Exception) -> RunError:
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), error)
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    why = lines[-1].strip() if lines else type(first).__name__
+    if failures:
+        return RunError(
+            f"workers were lost more than max_failures ({spec.max_failures}) times; the last: {why}",
+            f"see sundog logs {folder.run_id}; with --run-id {folder.run_id} it goes on from its "
+            "last checkpoint",
+        )
+    return RunError(f"Ray Train gave up: {why}", f"see sundog logs {folder.run_id}")
+
+
+def _register(
+    spec: RunSpec, folder: RunFolder, data: str | None, recipe: Any, metrics: dict[str, float]
+) -> ModelVersion | None:
+    from sundog.runs.register import register
+
+    if spec.register_ is None:
+        return None
+    checkpoint = Checkpoints(folder.root, f"runs/{folder.run_id}/checkpoints").latest()
+    if checkpoint is None:
+        raise RunError(f"{folder.run_id} has no good checkpoint to register", "train it again")
+    version, why = register(
+        folder.root, spec.register_, recipe, checkpoint, metrics,
+        lineage(data=data, run_id=folder.run_id, spec=spec, step=checkpoint.step),
+    )  # fmt: skip
+    if version is None:
+        say(folder, f"not registered as {spec.register_.as_}: {why}")
+        return None
+    alias = f" ({spec.register_.alias})" if spec.register_.alias else ""
+    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=spec.register_.alias)
+    say(folder, f"registered {version.ref}{alias} · {why}")
+    return version
+
+
+class Follower:
+    """Shows what the workers post: lines for people, the record for everybody else."""
+
+    def __init__(self, folder: RunFolder, channel: Channel) -> None:
+        self._folder, self._channel = folder, channel
+        self._step, self._printed_s, self._recorded_s = -1, float("-inf"), float("-inf")
+        self._world = 0
+
+    def __call__(self) -> None:
+        progress = self._channel.read("progress")
+        if progress is None or progress["step"] == self._step:
+            return
+        now_s = WALL.monotonic_s()
+        last = progress["step"] == progress["steps"]
+        if progress["step"] < self._step:
+            back = self._step - progress["step"]
+            self._folder.event(telemetry.RUN_RECOVERED, step=progress["step"], steps_back=back)
+            say(
+                self._folder,
+                f"recovered at step {progress['step']:,}, going over {back} steps again",
+            )
+            self._printed_s = float("-inf")
+        self._step = progress["step"]
+        if last or now_s - self._printed_s >= _PRINT_EVERY_S:
+            self._printed_s = now_s
+            say(self._folder, progress_line(progress))
+        if last or now_s - self._recorded_s >= _RECORD_EVERY_S:
+            self._recorded_s = now_s
+            self._folder.update(
+                step=progress["step"], steps=progress["steps"], workers=progress["world"],
+                metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
+            )  # fmt: skip
+
+
+def progress_line(progress: dict[str, Any]) -> str:
+    """`step 300/600 · epoch 26.7 · loss 0.071 · accuracy 0.974 · 38k samples/s · 2 workers`."""
+    metrics = progress["metrics"]
+    shown = [f"{n} {v:.3f}" for n, v in metrics.items() if not n.endswith("_loss")][:2]
+    rate = progress["samples_s"]
+    speed = f"{rate / 1000:.1f}k" if rate >= 1000 else f"{rate:.0f}"
+    return " · ".join(
+        [
+            f"step {progress['step']:,}/{progress['steps']:,}", f"epoch {progress['epoch']:.1f}",
+            f"loss {progress['loss']:.3f}", *shown, f"{speed} samples/s", _count(progress["world"]),
+        ]
+    )  # fmt: skip
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker" + ("" if workers == 1 else "s")
+
+
+def already_ended(folder: RunFolder) -> str | None:
+    """What to say instead of training when this run id is finished already; None: go on."""
+    try:
+        record = folder.record()
+    except SundogError:
+        return None
+    if record.get("state") != "finished":
+        return None
+    model = f", registered as {record['model']}" if record.get("model") else ""
+    return f"{folder.run_id} is finished already at step {record.get('step')}{model}"
