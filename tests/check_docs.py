@@ -2,7 +2,8 @@
 
 Blocks marked `bash` run in order, in one shell, in a copy of the tracked files, against a Sundog that
 is started for them; a block below a line `<!-- not run: why -->` is skipped, and so is every other
-language. `file NAME` blocks are written to that file first. A failing block is shown with its output.
+language. A block below `<!-- file: NAME -->` is written to that file first. A failing block is shown
+with its output.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 _FENCE = re.compile(
-    r"(?P<skip><!-- not run: [^\n]*-->\n+)?^```(?P<lang>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"(?:<!-- (?P<mark>not run|file): (?P<about>[^\n]*) -->\n+)?^```(?P<lang>[^\n]*)\n(?P<body>.*?)^```$",
+    re.M | re.S,
 )
 _LINK = re.compile(r"\[[^\]]*\]\((?P<to>[^)\s]+)\)")
 
@@ -32,12 +34,17 @@ class Block:
     body: str
     line: int
     skipped: bool
+    file: str
 
 
 def blocks(text: str) -> list[Block]:
     return [
         Block(
-            m["lang"].strip(), m["body"], text[: m.start("lang")].count("\n") + 1, bool(m["skip"])
+            language=m["lang"].strip(),
+            body=m["body"],
+            line=text[: m.start("lang")].count("\n") + 1,
+            skipped=m["mark"] == "not run",
+            file=m["about"] if m["mark"] == "file" else "",
         )
         for m in _FENCE.finditer(text)
     ]
@@ -95,8 +102,8 @@ def run_blocks(text: str, folder: Path) -> list[str]:
     for block in blocks(text):
         if block.skipped:
             continue
-        if block.language.startswith("file "):
-            target = folder / block.language.split(None, 1)[1]
+        if block.file:
+            target = folder / block.file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block.body)
         elif block.language == "bash":

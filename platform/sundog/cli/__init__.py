@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import click
 import typer
 
 from sundog import __version__
@@ -48,13 +47,9 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the CLI and exit: 0 done, 1 it failed, 2 asked wrongly, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    code = 0
     try:
-        code = app(arguments, standalone_mode=False) or 0
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app(arguments)
     except SundogError as error:
         print_error(error, as_json="--json" in arguments)
         code = error.exit_code

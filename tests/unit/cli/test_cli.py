@@ -1,0 +1,161 @@
+"""The command line: every command teaches by example, refuses wrong input with a fix and no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from sundog.cli import app, main
+
+
+def commands() -> dict[str, typer.main.TyperCommand]:
+    found: dict[str, typer.main.TyperCommand] = {}
+
+    def walk(command: object, path: str) -> None:
+        children = getattr(command, "commands", None)
+        if children is None:
+            found[path] = command
+        else:
+            for name, child in children.items():
+                walk(child, f"{path} {name}".strip())
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder from which nothing was started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUNDOG_HOME", str(tmp_path / ".sundog"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_helps_by_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *name.split(), "--help")
+    assert code == 0
+    assert f"Example: sundog {name}" in " ".join(out.split()) or 'eval "$(sundog env)"' in out
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(commands()) - {"up", "schema", "ingest", "cluster compile"})
+)
+def test_every_command_speaks_json(name: str) -> None:
+    assert any("--json" in p.opts for p in commands()[name].params), name
+
+
+def test_a_wrong_command_or_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "trane")[0] == 2
+    assert run(capsys, "doctor", "--jsn")[0] == 2
+    code, _, err = run(capsys, "schema", "rnu")
+    assert code == 2
+    assert "run, sweep" in err
+
+
+def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "schema", "run")
+    assert code == 0
+    schema = json.loads(out)
+    assert {"run", "recipe", "workers", "register"} <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
+
+
+def test_a_typo_in_a_spec_needs_no_cluster_to_be_found(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nowhere / "run.yaml").write_text("run: a\nrecipe: b:C\nsteps: 5\nworkrs: 2\n")
+    code, _, err = run(capsys, "train", "run.yaml")
+    assert code == 2
+    assert "run.yaml:4: workrs: unknown key" in err
+
+
+def test_no_cluster_says_how_to_start_one(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nowhere / "run.yaml").write_text("run: a\nrecipe: b:C\nsteps: 5\n")
+    code, _, err = run(capsys, "train", "run.yaml")
+    assert code == 1
+    assert "sundog up" in err
+    code, out, _ = run(capsys, "env", "--json")
+    assert code == 1
+    assert "sundog up" in json.loads(out)["fix"]
+
+
+def test_no_gateway_says_where_it_looked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUNDOG_GATEWAY", "http://127.0.0.1:9")
+    code, _, err = run(capsys, "services")
+    assert code == 1
+    assert "no gateway at http://127.0.0.1:9" in err
+    assert "SUNDOG_GATEWAY=" in err
+
+
+def test_no_root_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "models", "list")
+    assert code == 2
+    assert "SUNDOG_ROOT" in err
+
+
+def test_a_spec_outside_the_working_directory_is_refused(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nowhere / "inner").mkdir()
+    (nowhere / "run.yaml").write_text("run: a\nrecipe: b:C\nsteps: 5\n")
+    code, _, err = run(capsys, "train", "../run.yaml", "--working-dir", "inner")
+    assert code == 2
+    assert "outside the working directory" in err
+
+
+def test_init_scaffolds_once_and_never_overwrites(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "init", "mine")[0] == 0
+    assert (nowhere / "mine" / "recipe.py").is_file()
+    (nowhere / "mine" / "run.yaml").write_text("my own words")
+    code, _, err = run(capsys, "init", "mine")
+    assert code == 1
+    assert "already there" in err
+    assert (nowhere / "mine" / "run.yaml").read_text() == "my own words"
+
+
+def test_what_init_writes_is_valid(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sundog.control.serve_files import read_services
+
+    from sundog.spec import RunSpec, load
+
+    run(capsys, "init", "mine")
+    assert load("mine/run.yaml", RunSpec).recipe == "recipe:Curve"
+    assert [s.service for s in read_services("mine/service.yaml")] == ["curve"]
+
+
+def test_models_of_an_empty_root(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = (nowhere / "root").as_uri()
+    code, out, _ = run(capsys, "models", "list", "--root", root, "--json")
+    assert (code, json.loads(out)) == (0, [])
+    code, _, err = run(capsys, "models", "show", "digits@1", "--root", root)
+    assert code == 1
+    assert "digits" in err
+
+
+def test_a_question_with_nobody_to_answer_is_refused(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sundog.cli.output import confirm
+    from sundog.errors import SundogError
+
+    with pytest.raises(SundogError, match="--yes"):
+        confirm("Delete it?", yes=False)
+    confirm("Delete it?", yes=True)
