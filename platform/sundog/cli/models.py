@@ -149,6 +149,9 @@ def import_model(
     alias_name: Annotated[
         str | None, typer.Option("--alias", help="Point this alias at it.")
     ] = None,
+    new_signature: Annotated[
+        bool, typer.Option("--new-signature", help="It takes or gives something else than before.")
+    ] = False,
     root: RootOption = None,
     as_json: Json = False,
 ) -> None:
@@ -167,9 +170,13 @@ def import_model(
                 "a python model needs --entry module:Class and --signature FILE",
                 "the signature says what comes in and goes out: see `sundog models import --help`",
             )
-        version = registry.import_python(name, path, entry, given, alias=alias_name)
+        version = registry.import_python(
+            name, path, entry, given, alias=alias_name, new_signature=new_signature
+        )
     else:
-        version = registry.import_export(name, path, given, alias=alias_name)
+        version = registry.import_export(
+            name, path, given, alias=alias_name, new_signature=new_signature
+        )
     out.say(f"registered {version.ref}" + (f" ({alias_name})" if alias_name else ""))
     out.data(asdict(version))
 

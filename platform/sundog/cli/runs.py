@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 
-from sundog.cli.connection import RootOption, endpoints, storage_root
+from sundog.cli.connection import RootOption, storage_root
 from sundog.cli.output import Json, Output, Yes, age, confirm, duration
 from sundog.clock import WALL
-from sundog.errors import NotFound, RunError
+from sundog.errors import NotFound, RunError, SpecError
 
 app = typer.Typer(help="Runs, sweeps and batch jobs.", no_args_is_help=True)
 
@@ -134,7 +135,7 @@ def delete(run_id: RunId, yes: Yes = False, root: RootOption = None, as_json: Js
     from sundog.storage.runs import delete_run
 
     folder, out = _folder(root, run_id), Output(as_json)
-    if folder.record().get("state") == "running" and folder.lease_holder():
+    if folder.driver():
         raise RunError(f"{run_id} is running", f"first: sundog runs cancel {run_id}")
     confirm(f"Delete {run_id}, with its checkpoints and logs?", yes)
     delete_run(storage_root(root), run_id)
@@ -155,21 +156,15 @@ def logs(
 
     Example: sundog logs digits-3 --follow --rank 0
     """
-    folder, out = _folder(root, run_id), Output(as_json)
+    folder = _folder(root, run_id)
     seen = 0
-    while True:
-        state = folder.record().get("state")
-        lines = list(folder.logs(rank))
-        for line in lines[seen:]:
-            if as_json:
-                out.data({"run_id": run_id, "line": line.rstrip("\n")})
-            else:
-                print(line.rstrip("\n"), flush=True)
-        seen = len(lines)
-        if not follow or state not in ("queued", "running"):
-            break
-        WALL.sleep(0.5)
-    if not seen and not follow:
+    for line in folder.logs(rank, follow=follow):
+        seen += 1
+        if as_json:
+            print(json.dumps({"run_id": run_id, "line": line}), flush=True)
+        else:
+            print(line, flush=True)
+    if not seen:
         raise NotFound(
             f"{run_id} has no logs" + (f" of rank {rank}" if rank is not None else ""),
             f"look at it with: sundog runs show {run_id}",
@@ -193,19 +188,20 @@ def gc(
     from sundog.storage import gc as collector
 
     out, where = Output(as_json), storage_root(root)
-    found = collector.orphans(where, older_than_s=parse_duration_s(older_than))
+    try:
+        age_s = parse_duration_s(older_than)
+    except ValueError as error:
+        raise SpecError(f"--older-than: {error}") from None
+    found = collector.orphans(where, older_than_s=age_s)
     total = sum(entry.size for entry in found)
     for entry in found:
-        out.say(f"  {entry.key}  {entry.size:,} bytes")
+        out.say(f"  {entry.key}  {entry.size:,} bytes · {entry.why}")
     removed = 0
     if found and not dry_run:
         confirm(f"Remove {len(found)} files, {total:,} bytes?", yes)
-        removed = collector.collect(where, found)
+        removed = len(collector.collect(where, older_than_s=age_s))
     out.say(
         "nothing to remove" if not found
         else f"{len(found)} files, {total:,} bytes " + ("would go" if dry_run else "removed")
     )  # fmt: skip
     out.data({"orphans": [e.key for e in found], "bytes": total, "removed": removed})
-
-
-__all__ = ["app", "endpoints", "register"]

@@ -36,9 +36,8 @@ def deploy(
 
     out = Output(as_json)
     # Look at the file first: a typo needs no cluster to be found.
-    specs = serve_files.read_services(file)
-    serve_files.deploy_file(file, cluster().dashboard)
-    names = [spec.service for spec in specs]
+    serve_files.read_file(file)
+    names = serve_files.deploy_file(file, cluster().dashboard)
     for name in names:
         if wait:
             wait_until_ready(name, wait)
