@@ -1,22 +1,24 @@
 """The one exception tree. Every error that a user can cause or cure says what to do about it.
 
-    SundogError
-    ├── SpecError            what was asked for does not parse: file, line, key, nearest valid key
-    ├── NotFound             a dataset, run, model, service or file that is not there
-    ├── AlreadyExists        somebody committed this name or version first
-    ├── Conflict             a compare-and-swap lost: somebody moved it in between
-    ├── Corrupt              bytes that do not match their hash, or a half-written file
-    ├── Unsafe               loading it would run somebody's code
-    ├── StorageUnavailable   the storage root cannot be read or written (full, denied, unreachable)
-    ├── FormatTooNew         written by a later Sundog
-    ├── ClusterError         Ray is not there, is there already, or refuses
-    ├── RunError             a run cannot start or go on
-    │   ├── RunCancelled     somebody cancelled it
-    │   ├── RunBusy          another driver holds the run's lease
-    │   └── RecipeError      the user's recipe raised, or is not a recipe
-    ├── ServiceError         a service cannot be deployed
-    ├── CapacityError        the cloud refuses a node (typed further in clouds/base.py)
-    └── ControlUnavailable   the control actor is away; what was running goes on
+SundogError
+├── SpecError            what was asked for does not parse: file, line, key, nearest valid key
+├── NotFound             a dataset, run, model, service or file that is not there
+├── AlreadyExists        somebody committed this name or version first
+├── Conflict             a compare-and-swap lost: somebody moved it in between
+├── Corrupt              bytes that do not match their hash, or a half-written file
+├── Unsafe               loading it would run somebody's code
+├── StorageUnavailable   the storage root cannot be read or written (full, denied, unreachable)
+├── FormatTooNew         written by a later Sundog
+├── ClusterError         Ray is not there, is there already, or refuses
+├── RunError             a run cannot start or go on
+│   ├── RunCancelled     somebody cancelled it
+│   ├── RunBusy          another driver holds the run's lease
+│   └── RecipeError      the user's recipe raised, or is not a recipe
+├── ServiceError         a service cannot be deployed
+├── CapacityError        the cloud refuses a node (typed further in clouds/base.py)
+├── ControlUnavailable   the control actor is away; what was running goes on
+├── LeaseHeld            another control writes the store
+└── LeaseLost            this control may no longer write it
 """
 
 from __future__ import annotations
@@ -104,4 +106,12 @@ class CapacityError(SundogError):
 
 
 class ControlUnavailable(SundogError):
+    pass
+
+
+class LeaseHeld(SundogError):
+    pass
+
+
+class LeaseLost(SundogError):
     pass

@@ -25,3 +25,8 @@ TRIAL_FINISHED: Final = "trial.finished"
 GATEWAY_REQUESTS: Final = "sundog_gateway_requests_total"
 GATEWAY_LATENCY_S: Final = "sundog_gateway_latency_seconds"
 GATEWAY_IN_FLIGHT: Final = "sundog_gateway_in_flight"
+
+# Events of services (the store's `events`, key "kind").
+SERVICE_STATE: Final = "service.state"
+SERVICE_ROUTED: Final = "service.routed"
+SERVICE_REMOVED: Final = "service.removed"

@@ -74,18 +74,23 @@ def delete(name: str) -> None:
 def _app(name: str, app: Mapping[str, Any]) -> AppView:
     return AppView(
         name,
-        str(app["status"]),
+        _word(app["status"]),
         app["message"],
         {key: _deployment(value) for key, value in app["deployments"].items()},
     )
 
 
 def _deployment(details: Mapping[str, Any]) -> DeploymentView:
-    running = sum(1 for r in details["replicas"] if str(r["state"]) == "RUNNING")
+    running = sum(1 for r in details["replicas"] if _word(r["state"]) == "RUNNING")
     return DeploymentView(
-        str(details["status"]),
+        _word(details["status"]),
         details["message"],
         details["deployment_config"].get("user_config"),
         running,
         details["target_num_replicas"],
     )
+
+
+def _word(value: Any) -> str:
+    """Serve's enums are strings that print with their class."""
+    return str(getattr(value, "value", value))

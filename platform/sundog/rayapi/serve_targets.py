@@ -35,7 +35,8 @@ async def watch(app: str, deployment: str, on_change: Callable[[list[Replica]], 
     While the Serve controller is away the last answer stands.
     """
     key = (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=app))
-    seen, controller = -1, None
+    seen = -1
+    controller: Any = None
     while True:
         try:
             if controller is None:

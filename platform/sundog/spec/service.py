@@ -66,6 +66,9 @@ class ServiceSpec(Spec):
     rollout: Rollout = Rollout()
     deadline: DurationS = Field(30.0, description="how long a request may take, queueing included")
     queue: int = Field(1000, ge=1, description="requests that may wait; more are refused with 503")
+    batch: int = Field(
+        64, ge=1, description="rows of waiting requests in one call of the model; 1: never stacked"
+    )
     max_body: MemoryBytes = 32 * 2**20
     idempotent: bool = Field(
         True, description="asking twice is harmless: a lost call may be retried"

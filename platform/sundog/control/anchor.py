@@ -1,0 +1,54 @@
+"""`import_path: sundog:service`: the application that stands in a deployment file for a service.
+
+An anchor runs no replica. It carries the spec to where control sees it and makes sure that control
+runs; the rest is control's. Removing the anchor undeploys the service.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sundog.control.client import ensure_control
+from sundog.control.serving_plan import ANCHOR, GATEWAY_APP
+from sundog.errors import SpecError
+from sundog.spec import ServiceSpec
+from sundog.spec.load import validate
+
+
+class Anchor:
+    """Never started: the deployment may have zero replicas and has no traffic that would wake it."""
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        pass
+
+
+def service(args: dict[str, Any]) -> Any:
+    """Serve's builder: `args` of the application -> the anchor. Raises SpecError, NotFound."""
+    from ray import serve
+
+    spec = check(args)
+    control = ensure_control()
+    control.poke.remote()
+    return serve.deployment(
+        Anchor,
+        name=ANCHOR,
+        ray_actor_options={"num_cpus": 0},
+        autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
+        user_config={"spec": spec.model_dump(mode="json")},
+    ).bind()
+
+
+def check(args: dict[str, Any]) -> ServiceSpec:
+    """The spec in `args`, its model looked up, so that `serve status` says at once what is wrong."""
+    from sundog.rayapi.kv import get_config
+    from sundog.storage.models import Registry
+    from sundog.storage.root import open_root
+
+    name = args.get("service") if isinstance(args, dict) else None
+    spec = validate(args, ServiceSpec, f"args of service {name or '?'}", {})
+    if "--v" in spec.service or spec.service == GATEWAY_APP:
+        raise SpecError(f"{spec.service!r} cannot be a service's name", "choose another one")
+    root = spec.root or os.environ.get("SUNDOG_ROOT") or (get_config() or {}).get("root")
+    Registry(open_root(root)).get(spec.model)
+    return spec

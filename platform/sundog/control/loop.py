@@ -1,0 +1,140 @@
+"""The loop over the controllers, under the store's lease: acquire, step each in order, renew.
+
+One controller's failure is logged and does not stop the others; a lost lease stops them all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sundog.clock import WALL
+from sundog.control.services import ServicesController
+from sundog.control.snapshots import Snapshots
+from sundog.errors import ClusterError, LeaseHeld, LeaseLost, SundogError
+from sundog.rayapi.kv import get_config
+from sundog.serving.gateway import default_address
+from sundog.storage.root import open_root
+from sundog.store import Lease, Store, open_store
+
+ROUND_S = 0.5
+RENEW_S = 2.0
+
+log = logging.getLogger("sundog.control")
+
+
+def store_url(config: dict[str, Any], root: str | None) -> str:
+    """Where the store is: the cluster's record, SUNDOG_STORE, or a file in a local root."""
+    url = config.get("store") or os.environ.get("SUNDOG_STORE")
+    if url:
+        return str(url)
+    opened = open_root(root)
+    if not opened.is_local:
+        raise ClusterError(
+            f"the storage root {opened.url} is not a local folder, so the store needs a place",
+            "set SUNDOG_STORE=postgresql://… (or sqlite:////absolute/path.db on the head's disk)",
+        )
+    return f"sqlite:///{Path(opened.local_path('control.db'))}"
+
+
+class Loop:
+    """Leads whenever the lease can be had. The attributes are for reading from other threads."""
+
+    def __init__(self) -> None:
+        self.state = "starting"
+        self.message = ""
+        self.services: ServicesController | None = None
+        self.snapshots: Snapshots | None = None
+        self._wake = threading.Event()
+
+    def poke(self) -> None:
+        self._wake.set()
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._lead()
+            except LeaseHeld as error:
+                self._say("standby", str(error))
+            except LeaseLost as error:
+                self._say("standby", str(error))
+            except Exception as error:
+                self._say("failed", str(error))
+                log.exception("control cannot lead")
+            WALL.sleep(1.0)
+
+    def _lead(self) -> None:
+        config = get_config() or {}
+        root = config.get("root") or os.environ.get("SUNDOG_ROOT")
+        store = open_store(store_url(config, root))
+        try:
+            lease = store.acquire(holder(), is_dead)
+            version, _ = store.snapshot("routes")
+            self.snapshots = Snapshots(lease.epoch, version, WALL)
+            self.services = ServicesController(
+                store, lease, self.snapshots, root,
+                config.get("gateway") or default_address(), WALL,
+            )  # fmt: skip
+            self._say("leading", "")
+            self._loop(store, lease)
+        finally:
+            store.close()
+
+    def _loop(self, store: Store, lease: Lease) -> None:
+        renewed_s = WALL.monotonic_s()
+        controllers = [self.services]
+        while True:
+            if WALL.monotonic_s() - renewed_s > RENEW_S:
+                store.renew(lease)
+                renewed_s = WALL.monotonic_s()
+            for controller in controllers:
+                assert controller is not None
+                try:
+                    controller.step()
+                except LeaseLost:
+                    raise
+                except Exception as error:
+                    self.message = f"{controller.name}: {error}"
+                    log.exception("controller %s failed; next round in a moment", controller.name)
+                else:
+                    self.message = ""
+            self._wake.wait(ROUND_S)
+            self._wake.clear()
+
+    def _say(self, state: str, message: str) -> None:
+        if (state, message) != (self.state, self.message):
+            log.info("control is %s %s", state, message)
+        self.state, self.message = state, message
+
+
+def holder() -> str:
+    """Who holds the lease: this process, named so that its death can be seen on the same host."""
+    me = psutil.Process()
+    return f"{socket.gethostname()}:{_boot_id()}:{me.pid}:{me.create_time():.2f}"
+
+
+def is_dead(other: str) -> bool:
+    """Whether that holder ran on this very host and its process is gone."""
+    try:
+        host, boot, pid, created = other.rsplit(":", 3)
+        if (host, boot) != (socket.gethostname(), _boot_id()):
+            return False
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
+    except psutil.NoSuchProcess:
+        return True
+    except (ValueError, psutil.Error, SundogError):
+        return False
+
+
+def _boot_id() -> str:
+    # Two containers share neither host name nor process ids; two boots share no processes.
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:
+        return "-"

@@ -1,0 +1,228 @@
+"""What one model version takes and gives, and reading requests and writing answers accordingly.
+
+Pure: bytes in, bytes out. Every fault of the client is a BadRequest with the HTTP status it gets.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from sundog.serving.tensors import DATATYPES, SIZE, BadTensor, count, from_json, to_json
+
+MAX_ELEMENTS = 2**31
+
+
+class BadRequest(Exception):
+    """The request cannot be answered as it is; `status` is an HTTP status of the 4xx family."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class Tensor:
+    """One input or output of a signature. A dimension of -1 may be any size."""
+
+    __slots__ = ("datatype", "name", "shape")
+
+    def __init__(self, name: str, datatype: str, shape: Sequence[int]) -> None:
+        if datatype not in DATATYPES:
+            raise ValueError(f"{name}: {datatype!r} is not a datatype of the protocol")
+        self.name = name
+        self.datatype = datatype
+        self.shape = tuple(shape)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+class Parsed:
+    """A request that fits the contract: raw input bytes in the order of the signature."""
+
+    __slots__ = ("id", "key", "outputs", "raw", "rows", "shapes")
+
+    def __init__(
+        self,
+        raw: list[bytes | memoryview],
+        shapes: list[tuple[int, ...]],
+        rows: int,
+        id: str | None,
+        outputs: list[str] | None,
+    ) -> None:
+        self.raw = raw
+        self.shapes = shapes
+        self.rows = rows
+        self.id = id
+        self.outputs = outputs
+        # Calls with the same key may share one call of the model; 0 rows never share.
+        self.key = tuple(s[1:] for s in shapes) if rows else None
+
+
+class Contract:
+    """The signature of a model version, compiled for the request path.
+
+    `batchable`: every input and output has a free first dimension, so that rows of several
+    requests can be stacked; the service spec may forbid it with `batch: 1`.
+    """
+
+    def __init__(self, service: str, version: str, signature: Mapping[str, Any]) -> None:
+        self.service = service
+        self.version = version
+        self.inputs = [Tensor(t["name"], t["datatype"], t["shape"]) for t in signature["inputs"]]
+        self.outputs = [Tensor(t["name"], t["datatype"], t["shape"]) for t in signature["outputs"]]
+        self._index = {t.name: i for i, t in enumerate(self.inputs)}
+        self._out_index = {t.name: i for i, t in enumerate(self.outputs)}
+        tensors = self.inputs + self.outputs
+        self.batchable = bool(self.inputs) and all(
+            t.shape[:1] == (-1,) and t.datatype != "BYTES" for t in tensors
+        )
+        self._head = (
+            b'{"model_name":' + orjson.dumps(service)
+            + b',"model_version":' + orjson.dumps(version)
+        )  # fmt: skip
+
+    # -- requests
+
+    def read(self, body: bytes | bytearray) -> Parsed:
+        """A request body of `/infer` with JSON tensors. Raises BadRequest."""
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise BadRequest("the body is not a JSON object")
+        given = document.get("inputs")
+        if not isinstance(given, list):
+            raise BadRequest(f"'inputs' is missing; it lists the tensors {self._names()}")
+        raw: list[bytes | memoryview | None] = [None] * len(self.inputs)
+        shapes: list[Any] = [None] * len(self.inputs)
+        for item in given:
+            i = self._place(item, raw)
+            tensor = self.inputs[i]
+            shape = self._shape(tensor, item)
+            if "data" not in item:
+                raise BadRequest(f"input {tensor.name!r} has no 'data'")
+            try:
+                raw[i] = from_json(item["data"], tensor.datatype, count(shape))
+            except BadTensor as error:
+                raise BadRequest(f"input {tensor.name!r}: {error}") from None
+            shapes[i] = shape
+        return self._finish(document, raw, shapes)
+
+    def _place(self, item: Any, raw: Sequence[Any]) -> int:
+        if not isinstance(item, dict):
+            raise BadRequest("an input is not an object with name, shape, datatype and data")
+        name = item.get("name")
+        i = self._index.get(name) if isinstance(name, str) else None
+        if i is None:
+            raise BadRequest(f"there is no input {name!r}; {self._near(name)}")
+        if raw[i] is not None:
+            raise BadRequest(f"input {name!r} is given twice")
+        datatype = item.get("datatype")
+        if datatype != self.inputs[i].datatype:
+            raise BadRequest(
+                f"input {name!r} is {self.inputs[i].datatype}, the request says {datatype!r}"
+            )
+        return i
+
+    def _near(self, name: Any) -> str:
+        near = difflib.get_close_matches(str(name), self._index, n=1)
+        return f"did you mean {near[0]!r}?" if near else f"the model takes {self._names()}"
+
+    def _names(self) -> str:
+        return ", ".join(
+            f"{t.name!r} {t.datatype} {list(t.shape)}" for t in self.inputs
+        )  # fmt: skip
+
+    def _shape(self, tensor: Tensor, item: dict[str, Any]) -> tuple[int, ...]:
+        shape = item.get("shape")
+        if not isinstance(shape, list) or any(type(d) is not int or d < 0 for d in shape):
+            raise BadRequest(f"input {tensor.name!r} needs a 'shape', a list of whole numbers")
+        if len(shape) != len(tensor.shape) or any(
+            want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)
+        ):
+            raise BadRequest(
+                f"input {tensor.name!r} has shape {shape}, the model takes {list(tensor.shape)}"
+            )
+        if count(shape) > MAX_ELEMENTS:
+            raise BadRequest(f"input {tensor.name!r}: {count(shape)} elements are too many", 413)
+        return tuple(shape)
+
+    def _finish(self, document: dict[str, Any], raw: list[Any], shapes: list[Any]) -> Parsed:
+        for i, part in enumerate(raw):
+            if part is None:
+                raise BadRequest(
+                    f"input {self.inputs[i].name!r} is missing; the model takes {self._names()}"
+                )
+        rows = 1
+        if self.batchable:
+            rows = shapes[0][0]
+            for shape, tensor in zip(shapes, self.inputs, strict=True):
+                if shape[0] != rows:
+                    raise BadRequest(
+                        f"inputs differ in rows: {self.inputs[0].name!r} has {rows}, "
+                        f"{tensor.name!r} has {shape[0]}"
+                    )
+        identifier = document.get("id")
+        if identifier is not None and not isinstance(identifier, str):
+            raise BadRequest("'id' is not a string")
+        return Parsed(raw, shapes, rows, identifier, self._wanted(document.get("outputs")))
+
+    def _wanted(self, outputs: Any) -> list[str] | None:
+        if outputs is None:
+            return None
+        if not isinstance(outputs, list):
+            raise BadRequest("'outputs' is not a list")
+        names = [o.get("name") if isinstance(o, dict) else None for o in outputs]
+        for name in names:
+            if not isinstance(name, str) or name not in self._out_index:
+                raise BadRequest(
+                    f"there is no output {name!r}; the model gives "
+                    + ", ".join(repr(n) for n in self._out_index)
+                )
+        return names or None  # type: ignore[return-value]  # None is refused just above
+
+    # -- answers
+
+    def write(
+        self,
+        parsed: Parsed,
+        outputs: Sequence[tuple[str, Sequence[int], bytes | memoryview]],
+    ) -> bytes:
+        """The JSON body of an answer. `outputs`: (datatype, shape, raw), in signature order."""
+        parts = [self._head]
+        if parsed.id is not None:
+            parts += (b',"id":', orjson.dumps(parsed.id))
+        parts.append(b',"outputs":[')
+        chosen = range(len(self.outputs)) if parsed.outputs is None else [
+            self._out_index[name] for name in parsed.outputs
+        ]  # fmt: skip
+        for n, i in enumerate(chosen):
+            datatype, shape, raw = outputs[i]
+            parts += (
+                b',{"name":' if n else b'{"name":', orjson.dumps(self.outputs[i].name),
+                b',"datatype":"', datatype.encode(), b'","shape":', orjson.dumps(list(shape)),
+                b',"data":', to_json(raw, datatype), b"}",
+            )  # fmt: skip
+        parts.append(b"]}")
+        return b"".join(parts)
+
+    def describe(self, versions: list[str], platform: str) -> dict[str, Any]:
+        """The protocol's model metadata."""
+        return {
+            "name": self.service,
+            "versions": versions,
+            "platform": platform,
+            "inputs": [t.describe() for t in self.inputs],
+            "outputs": [t.describe() for t in self.outputs],
+        }
+
+
+def row_bytes(datatype: str, shape: Sequence[int]) -> int:
+    """Bytes of one row of a tensor whose first dimension counts rows."""
+    return SIZE[datatype] * count(list(shape[1:]))

@@ -1,0 +1,177 @@
+"""The gateway as a Serve deployment: owns its listening socket, runs the HTTP server in a thread.
+
+Serve places, heals and updates it; requests never pass through Serve. It asks control for routes
+and goes on with the last ones while control is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+from sundog.clock import WALL
+from sundog.errors import ServiceError
+from sundog.rayapi import serve_targets
+from sundog.security.authoriser import AllowAll
+from sundog.serving.http_api import GatewayApp
+from sundog.serving.pages import build_pages
+from sundog.serving.routes import Routes
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8420"
+BIND_TIMEOUT_S = 5.0
+DRAIN_S = 15.0
+_START_TIMEOUT_S = 30.0
+_CONTROL = ("sundog-control", "sundog")
+
+log = logging.getLogger("sundog.gateway")
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """`http://host:port` -> (host, port). Raises ServiceError."""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port is None or parts.scheme != "http":
+        raise ServiceError(
+            f"{address!r} is not an address for the gateway",
+            "write SUNDOG_GATEWAY=http://127.0.0.1:8420",
+        )
+    return host, port
+
+
+def bind(address: str, timeout_s: float = BIND_TIMEOUT_S) -> socket.socket:
+    """The listening socket. A port that stays in use is a ServiceError that names it."""
+    host, port = parse_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    end = WALL.monotonic_s() + timeout_s
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            # A gateway that is just leaving may hold the port for a moment.
+            if error.errno == errno.EADDRINUSE and WALL.monotonic_s() < end:
+                WALL.sleep(0.2)
+                continue
+            reason = (
+                "is in use"
+                if error.errno == errno.EADDRINUSE
+                else f"cannot be taken: {error.strerror}"
+            )
+            raise ServiceError(
+                f"the gateway cannot listen: port {port} on {host} {reason}",
+                f"stop what listens there (ss -ltnp 'sport = :{port}'), or set "
+                f"SUNDOG_GATEWAY=http://{host}:<free port> and start again",
+            ) from None
+        listener.setblocking(False)
+        return listener
+
+
+class Gateway:
+    """The Serve deployment. `config`: {address}, where it listens."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._listener = bind(config["address"])
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="sundog-gateway", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_START_TIMEOUT_S) or self._failure is not None:
+            raise ServiceError(f"the gateway does not start: {self._failure}")
+
+    def _run(self) -> None:
+        import uvloop
+
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - reported by __init__ and check_health()
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        import uvicorn
+
+        self._loop = asyncio.get_running_loop()
+        routes = Routes(serve_targets.watch, _handle_call)
+        self.app = GatewayApp(routes, AllowAll(), build_pages(routes))
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self.app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,
+                backlog=1024,
+            )
+        )
+        background = [
+            asyncio.create_task(follow_control(routes)),
+            asyncio.create_task(routes.sweep_forever()),
+        ]
+        self._ready.set()
+        await self._server.serve(sockets=[self._listener])
+        for task in background:
+            task.cancel()
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """The deployment's digest rides in `user_config`; there is nothing to change in place."""
+
+    def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise ServiceError(f"the gateway's server has ended: {self._failure}")
+
+    async def __del__(self) -> None:
+        # Serve does not see our requests: stop accepting, answer what is here, then go.
+        loop = getattr(self, "_loop", None)
+        if loop is None or not self._thread.is_alive():
+            return
+        self.app.closing = True
+        loop.call_soon_threadsafe(setattr, self._server, "should_exit", True)
+        await asyncio.to_thread(self._thread.join, DRAIN_S)
+
+
+def _handle_call(app: str, deployment: str) -> Any:
+    from ray import serve
+
+    return serve.get_deployment_handle(deployment, app).infer.remote
+
+
+async def follow_control(routes: Routes) -> None:
+    """Keep `routes` at control's newest snapshot, for ever."""
+    import ray
+
+    name = f"{os.uname().nodename}/{os.getpid()}"
+    control: Any = None
+    while True:
+        try:
+            if control is None:
+                control = await asyncio.to_thread(ray.get_actor, *_CONTROL)
+            snapshot = await control.snapshot.remote(name, *routes.version)
+            if snapshot is not None:
+                routes.apply(snapshot)
+        except (ray.exceptions.RayError, ValueError) as error:
+            log.warning("control is away, serving on with the last routes: %s", error)
+            control = None
+            await asyncio.sleep(0.3)
+
+
+def default_address() -> str:
+    return os.environ.get("SUNDOG_GATEWAY") or DEFAULT_ADDRESS

@@ -1,0 +1,266 @@
+"""The queue of one model version: stacks what waits into frames and gives them to free replicas.
+
+Never waits for a batch to fill: what is queued when a replica is free goes at once. It knows
+connections only as things with free slots that take a frame, and keeps no request past its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sundog.clock import WALL
+from sundog.serving.contract import Contract, Parsed
+from sundog.serving.frames import BadFrame, cut, tensor_meta
+
+HOLD_S = 10.0
+"""How long a request waits for a first replica before it is refused."""
+SWEEP_S = 0.05
+MAX_ATTEMPTS = 3
+_FAULT_STATUS = {"input": 400}
+
+Outputs = list[tuple[str, list[int], bytes | memoryview]]
+
+
+class NotServed(Exception):
+    """A call that got no answer: an HTTP status (500, 503 or 504), and when to try again."""
+
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    parsed: Parsed
+    future: asyncio.Future[Outputs]
+    queued_s: float
+    deadline_s: float
+    attempts: int = 0
+    alone: bool = False
+
+
+@dataclass(slots=True)
+class Limits:
+    """What the service spec allows."""
+
+    deadline_s: float = 30.0
+    queue: int = 1000
+    batch: int = 64
+    idempotent: bool = True
+
+
+class Connection(Protocol):
+    """A way to one or more replicas."""
+
+    free: int
+    """Frames it takes now."""
+    load: int
+    """Rows under way."""
+
+    def send(self, batch: Batch) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Calls stacked into one frame. The connection reports back exactly once."""
+
+    lane: Lane
+    calls: list[Call]
+    rows: int
+    sent_s: float = 0.0
+    done: bool = False
+    meta: Any = None
+    body: list[bytes | memoryview] = field(default_factory=list)
+
+    def answered(self, meta: Any, body: memoryview) -> None:
+        if not self.done:
+            self.done = True
+            self.lane.answered(self, meta, body)
+
+    def failed(self, kind: str, message: str) -> None:
+        if not self.done:
+            self.done = True
+            self.lane.failed(self, kind, message)
+
+    def lost(self) -> None:
+        if not self.done:
+            self.done = True
+            self.lane.lost(self)
+
+
+class Lane:
+    def __init__(
+        self, contract: Contract, limits: Limits, now: Callable[[], float] = WALL.monotonic_s
+    ) -> None:
+        self.contract = contract
+        self.limits = limits
+        self.queue: deque[Call] = deque()
+        self.connections: list[Connection] = []
+        self.waiting_message = "no replica is ready"
+        self.under_way = 0
+        self._now = now
+        self._pumping = False
+        self._loop = asyncio.get_event_loop()
+
+    def call(self, parsed: Parsed) -> asyncio.Future[Outputs]:
+        """Queue a request. Raises NotServed at once when the queue is full."""
+        if len(self.queue) >= self.limits.queue:
+            raise NotServed(503, f"{self.limits.queue} requests wait already", 1.0)
+        now = self._now()
+        call = Call(parsed, self._loop.create_future(), now, now + self.limits.deadline_s)
+        self.queue.append(call)
+        self.wake()
+        return call.future
+
+    def wake(self) -> None:
+        """Something changed: a call, a free slot, a new replica."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    # -- sending
+
+    def _pump(self) -> None:
+        self._pumping = False
+        while self.queue:
+            free = [c for c in self.connections if c.free > 0]
+            if not free:
+                return
+            share = -(-len(self.queue) // len(free))
+            batch = self._take(max(1, min(self.limits.batch, share)))
+            if batch is None:
+                return
+            batch.sent_s = self._now()
+            self.under_way += len(batch.calls)
+            min(free, key=_load).send(batch)
+
+    def _take(self, most: int) -> Batch | None:
+        """The next calls that can share a frame, oldest first; rows of one call stay together."""
+        queue = self.queue
+        calls: list[Call] = []
+        rows = 0
+        key: Any = None
+        while queue and len(calls) < most:
+            call = queue[0]
+            if call.future.done():  # the client went away, or the deadline passed
+                queue.popleft()
+                continue
+            parsed = call.parsed
+            single = call.alone or parsed.key is None or not self.contract.batchable
+            if calls and (single or parsed.key != key or rows + parsed.rows > self.limits.batch):
+                break
+            queue.popleft()
+            calls.append(call)
+            rows += parsed.rows
+            key = parsed.key
+            if single:
+                break
+        return self._stack(calls, rows) if calls else None
+
+    def _stack(self, calls: list[Call], rows: int) -> Batch:
+        batch = Batch(self, calls, rows)
+        first = calls[0].parsed
+        tensors = []
+        for i, tensor in enumerate(self.contract.inputs):
+            parts = [c.parsed.raw[i] for c in calls]
+            shape = first.shapes[i] if len(calls) == 1 else (rows, *first.shapes[i][1:])
+            tensors.append((tensor.datatype, shape, sum(map(len, parts))))
+            batch.body += parts
+        batch.meta = tensor_meta(tensors)
+        return batch
+
+    # -- what became of a batch
+
+    def answered(self, batch: Batch, meta: Any, body: memoryview) -> None:
+        self.under_way -= len(batch.calls)
+        self.wake()
+        try:
+            outputs = cut(meta, body)
+        except BadFrame as error:
+            self._refuse(batch.calls, NotServed(500, f"the replica's answer is broken: {error}"))
+            return
+        if len(batch.calls) == 1:
+            _settle(batch.calls[0], outputs)  # type: ignore[arg-type]
+            return
+        if any(not shape or shape[0] != batch.rows for _, shape, _ in outputs):
+            # The model does not answer row by row after all: ask again, one request a call.
+            self._requeue(batch.calls, alone=True)
+            return
+        at = 0
+        for call in batch.calls:
+            rows = call.parsed.rows
+            part: Outputs = []
+            for datatype, shape, raw in outputs:
+                width = len(raw) // batch.rows
+                part.append((datatype, [rows, *shape[1:]], raw[at * width : (at + rows) * width]))
+            at += rows
+            _settle(call, part)
+
+    def failed(self, batch: Batch, kind: str, message: str) -> None:
+        self.under_way -= len(batch.calls)
+        if kind == "busy":
+            self._requeue(batch.calls)
+        elif len(batch.calls) > 1:
+            # One request may have poisoned the others: let each stand for itself.
+            self._requeue(batch.calls, alone=True)
+        else:
+            self._refuse(batch.calls, NotServed(_FAULT_STATUS.get(kind, 500), message))
+        self.wake()
+
+    def lost(self, batch: Batch) -> None:
+        """The connection broke before an answer; nobody knows whether the model ran."""
+        self.under_way -= len(batch.calls)
+        again = [c for c in batch.calls if self.limits.idempotent and c.attempts < MAX_ATTEMPTS]
+        for call in again:
+            call.attempts += 1
+        gone = [c for c in batch.calls if c not in again] if len(again) < len(batch.calls) else []
+        self._refuse(gone, NotServed(503, "the replica was lost while it worked on this", 1.0))
+        self._requeue(again)
+
+    def _requeue(self, calls: list[Call], alone: bool = False) -> None:
+        for call in reversed(calls):
+            if not call.future.done():
+                call.alone = call.alone or alone
+                self.queue.appendleft(call)
+        self.wake()
+
+    def _refuse(self, calls: list[Call], why: NotServed) -> None:
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(why)
+
+    def sweep(self) -> None:
+        """Refuse what waited too long. To be called every SWEEP_S seconds."""
+        now = self._now()
+        queue = self.queue
+        while queue and (queue[0].future.done() or queue[0].deadline_s <= now):
+            self._refuse([queue.popleft()], _too_late(self.limits.deadline_s))
+        if self.connections:
+            return
+        while queue and queue[0].queued_s + HOLD_S <= now:
+            self._refuse([queue.popleft()], NotServed(503, self.waiting_message, 2.0))
+
+    def close(self, message: str) -> None:
+        """The version is no longer served: refuse what is still queued."""
+        calls = list(self.queue)
+        self.queue.clear()
+        self._refuse(calls, NotServed(503, message, 1.0))
+
+
+def _too_late(deadline_s: float) -> NotServed:
+    return NotServed(504, f"not answered within the service's deadline of {deadline_s:g} s")
+
+
+def _load(connection: Connection) -> int:
+    return connection.load
+
+
+def _settle(call: Call, outputs: Outputs) -> None:
+    if not call.future.done():
+        call.future.set_result(outputs)

@@ -1,0 +1,243 @@
+"""What a gateway serves now: the last route snapshot, and a lane with its links per model version.
+
+Follows snapshots from control and targets from Serve; goes on with the last of both while either is
+away. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sundog.clock import WALL
+from sundog.serving.contract import BadRequest, Contract
+from sundog.serving.lane import SWEEP_S, Lane, Limits
+from sundog.serving.links import HandleLink, SocketLink
+
+RECONNECT_S = 0.1
+_CLOSE_AFTER_S = 60.0
+
+Watch = Callable[[str, str, Callable[[list[Any]], None]], Awaitable[None]]
+"""(app, deployment, on_change): calls back with ready replicas until cancelled."""
+
+HandleCall = Callable[[str, str], Callable[[bytes], Awaitable[Any]]]
+"""(app, deployment) -> an `infer(frame)` over Serve's handle."""
+
+
+class VersionRoute:
+    """One served version: its lane, and the task that keeps its links in step with Serve."""
+
+    def __init__(
+        self, service: dict[str, Any], version: str, watch: Watch, handle: HandleCall
+    ) -> None:
+        entry = service["versions"][version]
+        self.version = version
+        self.kind: str = entry["kind"]
+        self.contract = Contract(service["service"], version, entry["signature"])
+        self.lane = Lane(self.contract, limits_of(service))
+        self._handle = handle
+        self._address = (entry["app"], entry["deployment"])
+        self._links: dict[str, SocketLink] = {}
+        self._wanted: set[str] = set()
+        self._fallback: HandleLink | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(watch(*self._address, self._on_targets))
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.lane.connections)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _on_targets(self, replicas: list[Any]) -> None:
+        paths = {str(r.metadata.get("sundog_socket", "")) for r in replicas}
+        here = {p for p in paths if p and _data_path() == "socket" and os.path.exists(p)}  # noqa: PTH110 - hot enough, and a plain question
+        elsewhere = len(paths - here)
+        for path in here - self._wanted:
+            self._spawn(self._connect(path))
+        for path in self._wanted - here:
+            link = self._links.get(path)
+            if link is not None:
+                link.leave()
+        self._wanted = here
+        self._set_fallback(elsewhere)
+
+    def _set_fallback(self, replicas: int) -> None:
+        """Replicas that no socket reaches (another node) are asked over Serve's handle."""
+        if self._fallback is not None and self._fallback in self.lane.connections:
+            self.lane.connections.remove(self._fallback)
+        self._fallback = None
+        if replicas:
+            self._fallback = HandleLink(self.lane, self._handle(*self._address), 2 * replicas)
+            self.lane.connections.append(self._fallback)
+            self.lane.wake()
+
+    async def _connect(self, path: str) -> None:
+        loop = asyncio.get_running_loop()
+        while path in self._wanted or not self._wanted:
+            try:
+                _, link = await loop.create_unix_connection(
+                    lambda: SocketLink(self.lane, lambda _: self._on_closed(path)), path
+                )
+            except OSError:
+                await asyncio.sleep(RECONNECT_S)
+                if path not in self._wanted:
+                    return
+                continue
+            self._links[path] = link
+            return
+
+    def _on_closed(self, path: str) -> None:
+        self._links.pop(path, None)
+        # Serve notices a dead replica only after seconds; a living one may have dropped us.
+        if path in self._wanted:
+            self._spawn(self._reconnect(path))
+
+    async def _reconnect(self, path: str) -> None:
+        await asyncio.sleep(RECONNECT_S)
+        if path in self._wanted:
+            await self._connect(path)
+
+    def sweep(self, now: float) -> None:
+        self.lane.sweep()
+        for link in list(self._links.values()):
+            link.expire(now)
+
+    async def close(self) -> None:
+        """No longer routed: finish what is queued and under way, then let go of the replicas."""
+        end = WALL.monotonic_s() + _CLOSE_AFTER_S
+        while (self.lane.queue or self.lane.under_way) and WALL.monotonic_s() < end:
+            self.lane.sweep()
+            await asyncio.sleep(SWEEP_S)
+        self.lane.close("this version is no longer served")
+        self._wanted = set()
+        for task in list(self._tasks):
+            task.cancel()
+        for link in list(self._links.values()):
+            link.leave()
+        self._set_fallback(0)
+
+
+def _data_path() -> str:
+    return os.environ.get("SUNDOG_DATA_PATH", "socket")
+
+
+def limits_of(service: dict[str, Any]) -> Limits:
+    return Limits(
+        deadline_s=service["deadline_s"],
+        queue=service["queue"],
+        batch=service["batch"],
+        idempotent=service["idempotent"],
+    )
+
+
+class ServiceRoute:
+    """One service: which versions answer, with which weights."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.name: str = document["service"]
+        self.versions: dict[str, VersionRoute] = {}
+        self.update(document)
+
+    def update(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.max_body: int = document["max_body"]
+        self.weights: list[tuple[str, float]] = [
+            (v, w) for v, w in document["weights"].items() if w > 0
+        ]
+
+    def choose(self) -> VersionRoute | None:
+        """The version that answers the next request; None while there is none."""
+        if len(self.weights) == 1:
+            return self.versions.get(self.weights[0][0])
+        if not self.weights:
+            return None
+        names, weights = zip(*self.weights, strict=True)
+        return self.versions.get(random.choices(names, weights)[0])
+
+
+class Routes:
+    def __init__(self, watch: Watch, handle: HandleCall) -> None:
+        self.services: dict[str, ServiceRoute] = {}
+        self.snapshot: dict[str, Any] = {}
+        self.loaded = asyncio.Event()
+        self._watch = watch
+        self._handle = handle
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def version(self) -> tuple[int, int]:
+        return self.snapshot.get("epoch", 0), self.snapshot.get("version", 0)
+
+    def apply(self, snapshot: dict[str, Any]) -> bool:
+        """Take over a newer snapshot; an older one, from a control that was replaced, is refused."""
+        if (snapshot["epoch"], snapshot["version"]) <= self.version:
+            return False
+        self.snapshot = snapshot
+        for name, document in snapshot["services"].items():
+            route = self.services.get(name)
+            if route is None:
+                route = self.services[name] = ServiceRoute(document)
+            self._update(route, document)
+        for name in set(self.services) - set(snapshot["services"]):
+            route = self.services.pop(name)
+            for version in route.versions.values():
+                self._close(version)
+        self.loaded.set()
+        return True
+
+    def _update(self, route: ServiceRoute, document: dict[str, Any]) -> None:
+        for version in document["versions"]:
+            if version not in route.versions:
+                route.versions[version] = VersionRoute(document, version, self._watch, self._handle)
+            else:
+                route.versions[version].lane.limits = limits_of(document)
+        route.update(document)
+        for version in set(route.versions) - set(document["versions"]):
+            self._close(route.versions.pop(version))
+
+    def _close(self, version: VersionRoute) -> None:
+        task = asyncio.ensure_future(version.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def find(self, name: str) -> ServiceRoute:
+        """Raises BadRequest (404) that names the nearest service."""
+        route = self.services.get(name)
+        if route is None:
+            near = difflib.get_close_matches(name, self.services, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near
+                else f"services: {', '.join(sorted(self.services)) or 'none is deployed'}"
+            )  # fmt: skip
+            raise BadRequest(f"there is no service {name[:100]!r}; {hint}", 404)
+        return route
+
+    def find_version(
+        self, name: str, version: str | None
+    ) -> tuple[ServiceRoute, VersionRoute | None]:
+        route = self.find(name)
+        if version is None:
+            return route, route.choose()
+        found = route.versions.get(version)
+        if found is None:
+            served = ", ".join(sorted(route.versions)) or "none yet"
+            raise BadRequest(
+                f"version {version[:100]!r} of {name!r} is not served; served: {served}", 404
+            )
+        return route, found
+
+    async def sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = WALL.monotonic_s()
+            for route in self.services.values():
+                for version in route.versions.values():
+                    version.sweep(now)
