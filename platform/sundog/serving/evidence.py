@@ -95,7 +95,8 @@ class RateEvidence:
 
     `harm`: per ratio of RATIOS, against "not higher". `safe` and `low`: per factor of FACTORS, the
     reverse test, against "at least `factor` times the baseline's" and against "at least
-    `factor * floor`", so that a service without any errors can show something too.
+    `factor**2 * floor`", so that a service without any errors can show something too: easily
+    while few are exposed, strictly before everybody is.
     """
 
     baseline: Counts = Counts()
@@ -151,7 +152,7 @@ class RateEvidence:
                 x + binomial(candidate, share * limit, limit)
                 for x, share in zip(row, _SHARES, strict=True)
             )
-            for row, limit in ((row, min(0.9, f * floor)) for row, f in self._rows())
+            for row, limit in ((row, min(0.9, f * f * floor)) for row, f in self._rows())
         )
 
     def _rows(self) -> Iterable[tuple[tuple[float, ...], float]]:
@@ -162,7 +163,7 @@ class RateEvidence:
         return as_number(log_mean_exp(self.harm))
 
     def safe_e(self, factor: float) -> float:
-        """Evidence for "neither `factor` times worse, nor above `factor * floor`" (either will do).
+        """Evidence for "not `factor` times worse" or "below `factor**2 * floor`".
 
         The mean of two e-values for hypotheses that hold together is one for their intersection.
         """

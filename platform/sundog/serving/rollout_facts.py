@@ -58,7 +58,7 @@ class Plan:
     shown_at: float = 20.0
     min_requests: int = 50
     share: float = 0.5
-    error_floor: float = 0.005
+    error_floor: float = 0.0005
     differ: float = 0.02
     standby_s: float = 3600.0
 

@@ -29,7 +29,7 @@ def _rates(rng, error_ratio, minutes=90, weight=0.1, swing=0.8, base=0.02):
         evidence = evidence.add(
             Counts(int(rng.binomial(total - new, rate)), total - new),
             Counts(int(rng.binomial(new, min(0.95, rate * error_ratio))), new),
-            floor=0.005,
+            floor=0.0005,
         )
         peak = max(peak, evidence.harm_e)
         for f in FACTORS:
@@ -64,16 +64,16 @@ def test_a_good_version_passes_every_gate():
 
 
 def test_shared_shocks_alone_say_nothing():
-    calm = RateEvidence().add(Counts(10, 900), Counts(1, 90), 0.005)
-    stormy = RateEvidence().add(Counts(300, 900), Counts(30, 90), 0.005)
+    calm = RateEvidence().add(Counts(10, 900), Counts(1, 90), 0.0005)
+    stormy = RateEvidence().add(Counts(300, 900), Counts(30, 90), 0.0005)
     assert calm.harm_e < 2
     assert stormy.harm_e < 2
 
 
 def test_a_service_without_errors_can_show_that_it_has_none():
     evidence = RateEvidence()
-    for _ in range(10):
-        evidence = evidence.add(Counts(0, 1000), Counts(0, 200), 0.005)
+    for _ in range(40):
+        evidence = evidence.add(Counts(0, 1000), Counts(0, 200), 0.0005)
     assert evidence.harm_e == pytest.approx(1.0)
     assert all(evidence.safe_e(f) >= 20 for f in FACTORS)
 
@@ -83,8 +83,8 @@ def test_a_service_without_errors_can_show_that_it_has_none():
     n_base=st.integers(100, 5000), n_new=st.integers(100, 5000),
 )  # fmt: skip
 def test_more_of_the_same_harm_is_more_evidence(base, new, more, n_base, n_new):
-    less = RateEvidence().add(Counts(base, n_base), Counts(new, n_new), 0.005)
-    worse = RateEvidence().add(Counts(base, n_base), Counts(new + more, n_new), 0.005)
+    less = RateEvidence().add(Counts(base, n_base), Counts(new, n_new), 0.0005)
+    worse = RateEvidence().add(Counts(base, n_base), Counts(new + more, n_new), 0.0005)
     assert worse.harm_e >= less.harm_e
     assert all(worse.safe_e(f) <= less.safe_e(f) for f in FACTORS)
 
@@ -170,6 +170,6 @@ def test_evidence_has_mean_at_most_one_under_the_null(seed):
     for _ in range(300):
         base, new = rng.binomial(900, 0.05), rng.binomial(100, 0.05)
         values.append(
-            RateEvidence().add(Counts(int(base), 900), Counts(int(new), 100), 0.005).harm_e
+            RateEvidence().add(Counts(int(base), 900), Counts(int(new), 100), 0.0005).harm_e
         )
     assert np.mean(values) <= 1 + 4 * np.std(values) / np.sqrt(len(values))
