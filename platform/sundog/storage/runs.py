@@ -203,8 +203,10 @@ def new_run(root: Root, name: str, run_id: str | None = None, *, clock: Clock = 
         root.create(key, _fresh(name, run_id, clock))
     except AlreadyExists:
         data, etag = root.read_tagged(key)
-        if decode(data, key, migrations=MIGRATIONS).get("state") == DELETED:
-            root.swap(key, _fresh(name, run_id, clock), etag)
+        before = decode(data, key, migrations=MIGRATIONS)
+        if before.get("state") == DELETED:
+            # The epoch goes on, so that a driver of the deleted run cannot write into this one.
+            root.swap(key, _fresh(name, run_id, clock, before.get("epoch", 0)), etag)
     return folder
 
 
@@ -265,7 +267,7 @@ def _numbered(root: Root, name: str, clock: Clock) -> RunFolder:
         return folder
 
 
-def _fresh(name: str, run_id: str, clock: Clock) -> bytes:
+def _fresh(name: str, run_id: str, clock: Clock, epoch: int = 0) -> bytes:
     return encode(
         {
             "run_id": run_id,
@@ -280,7 +282,7 @@ def _fresh(name: str, run_id: str, clock: Clock) -> bytes:
             "metrics": {},
             "workers": 0,
             "message": "",
-            "epoch": 0,
+            "epoch": epoch,
             "holder": None,
         }
     )

@@ -9,7 +9,9 @@ from sundog.storage.root import open_root, require_shared
 
 
 def test_a_path_and_a_file_url_are_the_same_root(tmp_path):
-    assert open_root(str(tmp_path)).url == open_root(f"file://{tmp_path}/").url == f"file://{tmp_path}"
+    assert (
+        open_root(str(tmp_path)).url == open_root(f"file://{tmp_path}/").url == f"file://{tmp_path}"
+    )
 
 
 def test_without_a_url_the_environment_says_where(tmp_path, monkeypatch):
@@ -35,7 +37,9 @@ def test_clouds_that_are_not_supported_yet_are_named(url):
         open_root(url)
 
 
-@pytest.mark.parametrize("url", ["file://relative", "s3://", "s3://B_D/x", "s3://b/../x", "ftp://x/y"])
+@pytest.mark.parametrize(
+    "url", ["file://relative", "s3://", "s3://B_D/x", "s3://b/../x", "ftp://x/y"]
+)
 def test_addresses_that_mean_nothing_are_refused(url):
     with pytest.raises(StorageUnavailable):
         open_root(url)
@@ -60,7 +64,9 @@ def test_a_folder_of_one_machine_is_refused_for_several_hosts(tmp_path):
     assert "s3://" in raised.value.fix
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/../../b", "a/.", ".staging/x", "a\0b"])
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a//b", "../a", "a/../../b", "a/.", ".staging/x", "a\0b"]
+)
 def test_no_key_leaves_the_root_or_enters_its_own_folders(tmp_path, key):
     with pytest.raises(ValueError, match="not a storage key"):
         open_root(str(tmp_path)).write(key, b"")
