@@ -77,6 +77,7 @@ class Loop:
         self.metrics: dict[str, float] = {}
         self.losses: list[float] = []  # of the steps since the last one that was told
         self.trace: Callable[[int, float], None] | None = None
+        self.after_evaluation: Callable[[Loop], None] | None = None
         self.entries: list[Entry] = []
         self._failure: BaseException | None = None
         self._settle()
@@ -220,6 +221,8 @@ class Loop:
                 self.trace(self.step, loss)
             if self._due(self.step):
                 self._evaluate()
+                if self.after_evaluation:
+                    self.after_evaluation(self)
             now = self.clock.monotonic_s()
             self._tell(loss, done, now - since)
             if self.saver and self.exchange.rank == 0:

@@ -22,7 +22,7 @@ def connect(env: dict[str, str] | None = None) -> None:
     runtime_env: dict[str, Any] = {"env_vars": env} if env else {}
     try:
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True,
+            address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=bool(os.environ.get("SUNDOG_VERBOSE")),
             logging_level=logging.WARNING, runtime_env=runtime_env or None,
         )  # fmt: skip
     except (ConnectionError, RuntimeError) as error:

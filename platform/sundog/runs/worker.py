@@ -140,7 +140,7 @@ class WorkerLog(io.TextIOBase):
     def __enter__(self) -> WorkerLog:
         self._before = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = self
-        print(f"worker {self._rank} on {os.uname().nodename}, pid {os.getpid()}")
+        self._kept.append(f"worker {self._rank} on {os.uname().nodename}, pid {os.getpid()}\n")
         return self
 
     def __exit__(self, *_: object) -> None:
