@@ -123,7 +123,12 @@ def _worth_trying(spot: Offer, cheapest_full_usd_hour: float) -> bool:
 
 
 def _affordable(offer: Offer, max_price: float | None) -> bool:
-    return max_price is None or offer.usd_hour is None or offer.usd_hour <= max_price
+    if max_price is None:
+        return True
+    if offer.usd_hour is None:
+        # A spot request carries its own limit to the cloud; an on-demand one cannot.
+        return offer.market == "spot"
+    return offer.usd_hour <= max_price
 
 
 def _offer(

@@ -172,7 +172,9 @@ class OnpremCloud(Spec):
 
 class KuberayCloud(Spec):
     namespace: str = "sundog"
-    on: Literal["aws", "gcp", "azure"] = Field("aws", description="whose nodes Kubernetes runs on")
+    nodes_of: Literal["aws", "gcp", "azure"] = Field(
+        "aws", description="whose machines Kubernetes runs on"
+    )
     region: str
     spot_taint: str | None = Field(None, description="a taint of spot nodes that pods tolerate")
     storage_class: str | None = None

@@ -1,0 +1,278 @@
+"""From a parsed spec to what can be bought for it, or an error that names the line and the way out.
+
+The only place where a spec meets shapes and prices. Asks no cloud.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sundog.capacity.state import PoolPlan
+from sundog.errors import SpecError
+from sundog.market.offers import Offer, Record, ladder
+from sundog.market.prices import Market, PriceBook, snapshot
+from sundog.market.shapes import Catalogue, Shape, catalogue
+from sundog.spec.cluster import ClusterSpec, Pool
+from sundog.spec.load import Location, read_text, read_yaml, validate
+
+GIB = 2**30
+_AWS_ZONE = re.compile(r"[a-z]{2,4}\d-az\d|[a-z]{2}(-[a-z]+)+-\d[a-z]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A spec as it stands in its file, so that a later fault can still name its line."""
+
+    path: str
+    text: str
+    lines: Mapping[Location, int]
+    spec: ClusterSpec
+
+    def fault(self, at: Location, message: str, fix: str) -> SpecError:
+        line = next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
+        return SpecError(f"{self.path}:{line}: {'.'.join(map(str, at))}: {message}", fix)
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What a spec comes to: a ladder for each pool and the shapes behind it."""
+
+    source: Source
+    market_cloud: str
+    pools: Mapping[str, PoolPlan]
+    shapes: Mapping[str, tuple[Shape, ...]]
+    head: Shape | None
+    head_usd_hour: float | None
+    book: PriceBook
+
+    @property
+    def spec(self) -> ClusterSpec:
+        return self.source.spec
+
+
+def read_spec(path: str | Path) -> Source:
+    text = read_text(path)
+    data, lines = read_yaml(text, str(path))
+    return Source(str(path), text, lines, validate(data, ClusterSpec, str(path), lines))
+
+
+def check(
+    source: Source, book: PriceBook | None = None, shapes: Catalogue | None = None,
+    records: Mapping[str, Record] | None = None,
+) -> Bought:  # fmt: skip
+    """Every pool's ladder. SpecError for an unknown shape, a pool that nothing fits, a region
+
+    without the GPU, or a budget that does not even cover the floor.
+    """
+    known, prices, spec = shapes or catalogue(), book or snapshot(), source.spec
+    cloud = spec.cloud.kuberay.nodes_of if spec.cloud.kuberay else spec.cloud.name
+    if cloud == "onprem":
+        plans = {n: PoolPlan(n, (), max_nodes=len(p.hosts)) for n, p in spec.pools.items()}
+        return Bought(source, cloud, plans, dict.fromkeys(plans, ()), None, None, prices)
+    zones = _zones(source, cloud, prices)
+    pools: dict[str, PoolPlan] = {}
+    fitting: dict[str, tuple[Shape, ...]] = {}
+    for name, pool in spec.pools.items():
+        found = _fitting(source, cloud, name, pool, known, prices)
+        offers = _offers(source, cloud, name, pool, zones, found, prices, records)
+        used = {o.shape for o in offers}
+        fitting[name] = tuple(s for s in found if s.name in used)
+        pools[name] = PoolPlan(
+            name, tuple(offers), pool.on_demand_floor, pool.max_price, pool.one_zone,
+            pool.hand_back, pool.nodes.high or 0,
+        )  # fmt: skip
+    head = _head(source, cloud, known, prices)
+    price = prices.find(cloud, "on-demand", spec.cloud.region, "", head.name)
+    bought = Bought(
+        source, cloud, pools, fitting, head, price.usd_hour if price else None, prices
+    )  # fmt: skip
+    _budget(bought)
+    return bought
+
+
+def _zones(source: Source, cloud: str, book: PriceBook) -> list[str]:
+    spec = source.spec
+    if spec.cloud.gcp:
+        if not spec.cloud.gcp.zone.startswith(spec.cloud.gcp.region + "-"):
+            raise source.fault(
+                ("cloud", "gcp", "zone"),
+                f"{spec.cloud.gcp.zone!r} is not a zone of {spec.cloud.gcp.region}",
+                f"such as {spec.cloud.gcp.region}-a",
+            )
+        return [spec.cloud.gcp.zone]
+    if spec.cloud.aws is None:
+        return [""]
+    region, given = spec.cloud.aws.region, spec.cloud.aws.zones
+    if given == "all":
+        found = book.zones("aws", region)
+        if not found:
+            regions = book.regions("aws")
+            near = difflib.get_close_matches(region, regions, 1) or regions[:1]
+            raise source.fault(
+                ("cloud", "aws", "zones"),
+                f"the zones of {region!r} are not in the price snapshot",
+                f"did you mean {near[0]!r}? Else name them: zones: [{region}a, {region}b]",
+            )
+        return found
+    for zone in given:
+        if not _AWS_ZONE.fullmatch(zone):
+            raise source.fault(
+                ("cloud", "aws", "zones"), f"{zone!r} is not a zone", f"use1-az1, or {region}a"
+            )
+    return list(given)
+
+
+def _fitting(
+    source: Source, cloud: str, name: str, pool: Pool, known: Catalogue, book: PriceBook
+) -> list[Shape]:
+    at: Location = ("pools", name)
+    for shape in pool.shapes:
+        if known.shape(cloud, shape) is None:
+            near = known.near(cloud, shape)
+            fix = f"did you mean {near[0]!r}?" if near else "see `sundog cluster shapes`"
+            raise source.fault((*at, "shapes"), f"no shape {shape!r} on {cloud}", fix)
+    gpu = pool.need.gpu
+    if gpu and gpu.kind not in known.gpu_kinds(cloud):
+        kinds = known.gpu_kinds(cloud)
+        near = difflib.get_close_matches(gpu.kind, kinds, 1)
+        raise source.fault(
+            (*at, "need", "gpu"), f"no GPU {gpu.kind!r} on {cloud}",
+            (f"did you mean {near[0]!r}?  " if near else "") + f"({', '.join(kinds)})",
+        )  # fmt: skip
+    found = known.fitting(cloud, pool.need, pool.shapes)
+    if not found:
+        raise source.fault((*at, "need"), "no shape has all of this", _nearest(cloud, pool, known))
+    return _sold_here(source, cloud, at, found, book)
+
+
+def _nearest(cloud: str, pool: Pool, known: Catalogue) -> str:
+    """Which shapes come closest: those with the GPU, said with what they have."""
+    gpu = pool.need.gpu
+    same = [s for s in known.of(cloud) if s.accelerator == (gpu.kind if gpu else "")]
+    same = [s for s in same if not pool.shapes or s.name in pool.shapes] or same
+    if not gpu:
+        same = sorted(same, key=lambda s: abs(s.vcpus - pool.need.cpus.low))
+    else:
+        same = sorted(same, key=lambda s: (abs(s.accelerators - gpu.count), s.vcpus))
+    told = [
+        f"{s.name} ({s.accelerator + f' x{s.accelerators}, ' if s.accelerator else ''}"
+        f"{s.vcpus} vCPU, {s.memory_gib:g} GiB)"
+        for s in same[:3]
+    ]
+    return f"nearest: {'; '.join(told)}"
+
+
+def _sold_here(
+    source: Source, cloud: str, at: Location, found: list[Shape], book: PriceBook
+) -> list[Shape]:
+    """Only shapes sold in the region, where the book lists it; a region it lacks is taken as is."""
+    region = source.spec.cloud.region
+    listed = any(
+        p.cloud == cloud and p.region == region and p.market == "on-demand" for p in book.rows()
+    )
+    if not listed:
+        return found
+    here = [s for s in found if book.find(cloud, "on-demand", region, "", s.name)]
+    if here:
+        return here
+    elsewhere = sorted({r for s in found for r in book.regions(cloud, s.name)})
+    fix = f"sold in {', '.join(elsewhere[:6])}" if elsewhere else "ask for another GPU"
+    raise source.fault(
+        (*at, "need"), f"{', '.join(s.name for s in found[:3])} is not sold in {region}", fix
+    )
+
+
+def _offers(
+    source: Source, cloud: str, name: str, pool: Pool, zones: list[str], found: list[Shape],
+    book: PriceBook, records: Mapping[str, Record] | None,
+) -> list[Offer]:  # fmt: skip
+    markets: dict[str, tuple[Market, ...]] = {
+        "spot-first": ("spot", "on-demand"), "spot-only": ("spot",), "on-demand": ("on-demand",)
+    }  # fmt: skip
+    offers = ladder(
+        cloud=cloud, region=source.spec.cloud.region, zones=zones, shapes=found, book=book,
+        markets=markets[pool.market], rungs=pool.rungs, max_price=pool.max_price,
+        disk_gib=pool.disk.size / GIB, records=records,
+    )  # fmt: skip
+    if not offers:
+        free = ladder(
+            cloud=cloud, region=source.spec.cloud.region, zones=zones, shapes=found, book=book,
+            markets=markets[pool.market],
+        )  # fmt: skip
+        cheapest = min((o.usd_hour for o in free if o.usd_hour is not None), default=None)
+        raise source.fault(
+            ("pools", name, "max_price"), f"no offer is at or under ${pool.max_price:g}/h",
+            f"the cheapest is ${cheapest:.3f}/h" if cheapest else "raise it",
+        )  # fmt: skip
+    return offers
+
+
+def _head(source: Source, cloud: str, known: Catalogue, book: PriceBook) -> Shape:
+    head = source.spec.head
+    if head.shape:
+        shape = known.shape(cloud, head.shape)
+        if shape is None:
+            near = known.near(cloud, head.shape)
+            raise source.fault(
+                ("head", "shape"), f"no shape {head.shape!r} on {cloud}",
+                f"did you mean {near[0]!r}?" if near else "leave it out",
+            )  # fmt: skip
+        return shape
+    # Burstable machines throttle when the control plane is busiest, so the head is not one.
+    fits = [
+        s for s in known.of(cloud)
+        if not s.accelerators and s.arch == "amd64" and not s.family.startswith(("t2", "t3"))
+        and s.vcpus >= head.cpus and s.memory_gib * GIB >= head.memory
+    ]  # fmt: skip
+    if not fits:
+        raise source.fault(("head",), "no shape is that large", "ask for fewer cpus or less memory")
+
+    def order(shape: Shape) -> tuple[float, int, float, str]:
+        price = book.find(cloud, "on-demand", source.spec.cloud.region, "", shape.name)
+        return (price.usd_hour if price else 1e9, shape.vcpus, shape.memory_gib, shape.name)
+
+    return min(fits, key=order)
+
+
+def _budget(bought: Bought) -> None:
+    """A budget must cover the head and every pool's lower end, the floor at on-demand prices."""
+    spec = bought.spec
+    if spec.budget is None:
+        return
+    least = bought.head_usd_hour or 0.0
+    for name, pool in spec.pools.items():
+        offers = bought.pools[name].offers
+        any_price = min((o.ceiling_usd_hour for o in offers if o.ceiling_usd_hour), default=None)
+        if any_price is None:
+            raise bought.source.fault(
+                ("pools", name),
+                f"no price is known in {spec.cloud.region}, so a budget would refuse every node",
+                "refresh prices with `sundog cluster prices --refresh`, or leave `budget` out",
+            )
+        full = min(
+            (o.usd_hour for o in offers if o.market == "on-demand" and o.usd_hour),
+            default=any_price,
+        )
+        floor = min(pool.on_demand_floor, pool.nodes.low)
+        least += floor * full + (pool.nodes.low - floor) * any_price
+    if least > spec.budget:
+        raise bought.source.fault(
+            ("budget",), f"${spec.budget:g}/h does not cover the head and the pools' lower ends",
+            f"they cost ${least:.2f}/h; raise the budget or lower `nodes`",
+        )  # fmt: skip
+
+
+def price_days(offers: list[Offer]) -> dict[str, Any]:
+    """The oldest and newest day of the prices in a ladder, and how many offers have none."""
+    days = sorted(o.priced_on for o in offers if o.usd_hour is not None and o.priced_on)
+    return {
+        "oldest": days[0].isoformat() if days else None,
+        "newest": days[-1].isoformat() if days else None,
+        "unpriced": sum(o.usd_hour is None for o in offers),
+        "undated": sum(o.usd_hour is not None and o.priced_on is None for o in offers),
+    }

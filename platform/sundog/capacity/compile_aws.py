@@ -1,0 +1,142 @@
+"""AWS: a `ray up` file with our elastic provider, or with Ray's own (`plain`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sundog.capacity.check import Bought
+from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_type
+from sundog.capacity.state import plans_to_dict
+from sundog.market.shapes import Shape
+from sundog.spec.cluster import AwsCloud, ClusterSpec, Disk, Pool
+
+MODULE = "sundog.capacity.provider.ElasticProvider"
+GIB = 2**30
+
+
+def compile_aws(bought: Bought, plain: bool) -> dict[str, Any]:
+    spec = bought.spec
+    cloud = spec.cloud.aws
+    assert cloud is not None
+    assert bought.head is not None
+    head = _node(spec, cloud, bought.head, spec.head.disk, "head", cloud.head_role)
+    types = {"head": head_type(spec, head)}
+    for name, pool in spec.pools.items():
+        shapes = bought.shapes[name]
+        first = bought.pools[name].offers[0]
+        shape = next(s for s in shapes if s.name == first.shape)
+        if not plain:
+            config = _node(spec, cloud, shape, pool.disk, name, cloud.node_role)
+            types[name] = worker_type(spec, name, pool, shapes, _placed(config, pool, spec, False))
+            continue
+        # Ray's own provider has one shape and one market a node type, and only `priority` between.
+        for market in dict.fromkeys(o.market for o in bought.pools[name].offers):
+            config = _node(spec, cloud, shape, pool.disk, name, cloud.node_role)
+            if market == "spot":
+                config["InstanceMarketOptions"] = spot_options()
+            typed = worker_type(
+                spec, name, pool, (shape,), _placed(config, pool, spec, True),
+                priority=20 if market == "spot" else 10,
+            )  # fmt: skip
+            typed["labels"]["ray.io/market-type"] = market
+            if market == "spot" and pool.market == "spot-first":
+                typed["min_workers"] = pool.nodes.low - min(pool.on_demand_floor, pool.nodes.low)
+            elif pool.market == "spot-first":
+                typed["min_workers"] = min(pool.on_demand_floor, pool.nodes.low)
+            types[f"{name}-{market}"] = typed
+    user = spec.image.user if spec.image else "ubuntu"
+    auth = ssh_auth(spec, user)
+    if spec.ssh.through_ssm:
+        auth["ssh_proxy_use_node_id"] = True
+        auth["ssh_proxy_command"] = (
+            f"aws ssm start-session --region {cloud.region} --target %h "
+            "--document-name AWS-StartSSHSession --parameters portNumber=%p"
+        )
+    return frame(
+        bought, _provider(bought, cloud, plain), types, auth, cloud="aws", elastic=not plain
+    )
+
+
+def _provider(bought: Bought, cloud: AwsCloud, plain: bool) -> dict[str, Any]:
+    spec = bought.spec
+    out: dict[str, Any] = {
+        "type": "aws" if plain else "external",
+        "region": cloud.region,
+        "cache_stopped_nodes": False,
+        "use_internal_ips": spec.network.internal,
+    }
+    if not plain:
+        out = {"type": "external", "module": MODULE} | out
+        out["sundog"] = {
+            "cloud": "aws",
+            "endpoint": cloud.endpoint,
+            "budget_usd_hour": spec.budget,
+            "head_usd_hour": bought.head_usd_hour,
+            "root": spec.root,
+            "ssh_open_to": list(spec.ssh.open_to),
+            "efa": sorted(n for n, p in spec.pools.items() if p.network == "efa"),
+            **plans_to_dict(bought.pools),
+        }
+    return out
+
+
+def spot_options() -> dict[str, Any]:
+    return {
+        "MarketType": "spot",
+        "SpotOptions": {
+            "SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"
+        },
+    }  # fmt: skip
+
+
+def _node(
+    spec: ClusterSpec, cloud: AwsCloud, shape: Shape, disk: Disk, pool: str, role: str
+) -> dict[str, Any]:
+    """What every instance has: encrypted disks that go with it, IMDSv2 only, cost tags."""
+    tags = {"sundog:cluster": spec.cluster, "sundog:pool": pool, **cloud.tags}
+    pairs = [{"Key": k, "Value": v} for k, v in tags.items()]
+    image = spec.image
+    ebs = {
+        "VolumeSize": disk.size // GIB, "VolumeType": disk.kind, "Encrypted": True,
+        "DeleteOnTermination": True,
+    }  # fmt: skip
+    config: dict[str, Any] = {
+        "InstanceType": shape.name,
+        "BlockDeviceMappings": [
+            {"DeviceName": image.root_device if image else "/dev/sda1", "Ebs": ebs}
+        ],
+        "MetadataOptions": {
+            "HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled",
+            "InstanceMetadataTags": "enabled",
+        },
+        # A node that shuts itself down must be gone, not stopped with a disk that is still billed.
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "IamInstanceProfile": {"Name": role},
+        "TagSpecifications": [
+            {"ResourceType": "instance", "Tags": pairs},
+            {"ResourceType": "volume", "Tags": pairs},
+        ],
+    }  # fmt: skip
+    if image:
+        config["ImageId"] = image.id
+    if spec.ssh.key_name:
+        config["KeyName"] = spec.ssh.key_name
+    if spec.network.subnets:
+        config["SubnetIds"] = list(spec.network.subnets)
+    if spec.network.security_group:
+        config["SecurityGroupIds"] = [spec.network.security_group]
+    return config
+
+
+def _placed(config: dict[str, Any], pool: Pool, spec: ClusterSpec, plain: bool) -> dict[str, Any]:
+    if pool.placement_group:
+        config["Placement"] = {"GroupName": pool.placement_group}
+    if plain and pool.network == "efa" and spec.network.subnets:
+        # Ray refuses subnets and groups beside interfaces, and takes them from the interface.
+        interface: dict[str, Any] = {
+            "DeviceIndex": 0, "InterfaceType": "efa", "SubnetId": spec.network.subnets[0],
+            "Groups": config.pop("SecurityGroupIds", []),
+        }  # fmt: skip
+        config.pop("SubnetIds", None)
+        config["NetworkInterfaces"] = [interface]
+    return config

@@ -1,0 +1,176 @@
+"""GCP, Azure and on-prem: `ray up` files for Ray's own providers.
+
+One node type a pool and market; Ray's `priority` prefers spot, and nothing falls back between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sundog.capacity.check import Bought
+from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_type
+from sundog.market.shapes import Shape
+from sundog.spec.cluster import AzureCloud, Disk, GcpCloud, Pool
+
+GIB = 2**30
+GCP_IMAGE = (
+    "projects/deeplearning-platform-release/global/images/family/common-cu124-ubuntu-2204-py310"
+)
+AZURE_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
+PRIORITY = {"spot": 20, "on-demand": 10}
+
+
+def _types(
+    bought: Bought, config: Callable[[Shape, Disk, str, str], dict[str, Any]]
+) -> dict[str, Any]:
+    """A node type for each pool and market, of the cheapest shape that market has."""
+    spec, types = bought.spec, {}
+    for name, pool in spec.pools.items():
+        plan = bought.pools[name]
+        for market in dict.fromkeys(o.market for o in plan.offers):
+            best = next(o for o in plan.offers if o.market == market)
+            shape = next(s for s in bought.shapes[name] if s.name == best.shape)
+            typed = worker_type(
+                spec, name, pool, (shape,), config(shape, pool.disk, market, name),
+                priority=PRIORITY[market],
+            )  # fmt: skip
+            typed["labels"]["ray.io/market-type"] = market
+            typed["min_workers"] = _least(pool, market)
+            types[f"{name}-{market}"] = typed
+    return types
+
+
+def _least(pool: Pool, market: str) -> int:
+    floor = min(pool.on_demand_floor, pool.nodes.low)
+    if pool.market != "spot-first":
+        return pool.nodes.low
+    return pool.nodes.low - floor if market == "spot" else floor
+
+
+def compile_gcp(bought: Bought) -> dict[str, Any]:
+    spec = bought.spec
+    cloud, head = spec.cloud.gcp, bought.head
+    assert cloud is not None
+    assert head is not None
+
+    def node(shape: Shape, disk: Disk, market: str, pool: str) -> dict[str, Any]:
+        return _gcp_node(bought, cloud, shape, disk, market, pool)
+
+    types = {"head": head_type(spec, node(head, spec.head.disk, "on-demand", "head"))}
+    types |= _types(bought, node)
+    provider = {
+        "type": "gcp", "region": cloud.region, "availability_zone": cloud.zone,
+        "project_id": cloud.project, "cache_stopped_nodes": False,
+        "use_internal_ips": spec.network.internal,
+    }  # fmt: skip
+    user = spec.image.user if spec.image else "ubuntu"
+    extra = ["pip install 'google-api-python-client>=2'"]
+    return frame(bought, provider, types, ssh_auth(spec, user), cloud="gcp", head_extra=extra)
+
+
+def _gcp_node(
+    bought: Bought, cloud: GcpCloud, shape: Shape, disk: Disk, market: str, pool: str
+) -> dict[str, Any]:
+    spec = bought.spec
+    # GCP always encrypts disks at rest; there is nothing to switch on.
+    kind = disk.kind if disk.kind.startswith("pd-") or "hyperdisk" in disk.kind else "pd-balanced"
+    out: dict[str, Any] = {
+        "machineType": shape.name,
+        "disks": [{
+            "boot": True, "autoDelete": True, "type": "PERSISTENT",
+            "initializeParams": {
+                "diskSizeGb": disk.size // GIB,
+                "diskType": f"zones/{cloud.zone}/diskTypes/{kind}",
+                "sourceImage": spec.image.id if spec.image else GCP_IMAGE,
+            },
+        }],
+        "labels": {"sundog-cluster": _gcp_label(spec.cluster), "sundog-pool": _gcp_label(pool)}
+        | {_gcp_label(k): _gcp_label(v) for k, v in cloud.tags.items()},
+        "metadata": {"items": [{"key": "block-project-ssh-keys", "value": "false"},
+                               {"key": "serial-port-enable", "value": "false"}]},
+        "shieldedInstanceConfig": {
+            "enableSecureBoot": False, "enableVtpm": True, "enableIntegrityMonitoring": True
+        },
+    }  # fmt: skip
+    if market == "spot":
+        out["scheduling"] = [
+            {"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
+             "onHostMaintenance": "TERMINATE", "instanceTerminationAction": "DELETE"}
+        ]  # fmt: skip
+    elif shape.accelerators:
+        out["scheduling"] = [{"onHostMaintenance": "TERMINATE", "automaticRestart": False}]
+    if cloud.service_account:
+        out["serviceAccounts"] = [
+            {"email": cloud.service_account,
+             "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}
+        ]  # fmt: skip
+    return out
+
+
+def _gcp_label(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in text.lower())[:63]
+
+
+def compile_azure(bought: Bought) -> dict[str, Any]:
+    spec = bought.spec
+    cloud, head = spec.cloud.azure, bought.head
+    assert cloud is not None
+    assert head is not None
+
+    def node(shape: Shape, disk: Disk, market: str, pool: str) -> dict[str, Any]:
+        return _azure_node(bought, cloud, shape, market, pool)
+
+    types = {"head": head_type(spec, node(head, spec.head.disk, "on-demand", "head"))}
+    types |= _types(bought, node)
+    provider = {
+        "type": "azure", "location": cloud.location, "resource_group": cloud.resource_group,
+        "subscription_id": cloud.subscription, "availability_zone": cloud.zone,
+        "cache_stopped_nodes": False, "use_internal_ips": spec.network.internal,
+        "tags": {"sundog-cluster": spec.cluster, **cloud.tags},
+    }  # fmt: skip
+    user = spec.image.user if spec.image else "ubuntu"
+    extra = [
+        "pip install azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource "
+        "azure-common msrestazure"
+    ]
+    return frame(bought, provider, types, ssh_auth(spec, user), cloud="azure", head_extra=extra)
+
+
+def _azure_node(
+    bought: Bought, cloud: AzureCloud, shape: Shape, market: str, pool: str
+) -> dict[str, Any]:
+    image = bought.spec.image.id if bought.spec.image else AZURE_IMAGE
+    publisher, offer, sku, version = ([*image.split(":"), "", "", "latest"])[:4]
+    # Managed disks are encrypted at rest by the platform; Ray's template has no further switch.
+    arm: dict[str, Any] = {
+        "vmSize": shape.name, "imagePublisher": publisher, "imageOffer": offer, "imageSku": sku,
+        "imageVersion": version or "latest",
+    }  # fmt: skip
+    if pool == "head":
+        arm["availability_zone"] = "none"
+    if market == "spot":
+        arm["priority"] = "Spot"
+        arm["billingProfile"] = {"maxPrice": bought.spec.pools[pool].max_price or -1}
+    return {"azure_arm_parameters": arm}
+
+
+def compile_onprem(bought: Bought) -> dict[str, Any]:
+    """Machines that exist: no market, no price, and Ray detects what each has."""
+    spec = bought.spec
+    hosts = [h for p in spec.pools.values() for h in p.hosts]
+    document = frame(
+        bought, {"type": "local", "head_ip": spec.head.host, "worker_ips": hosts}, {},
+        ssh_auth(spec, spec.image.user if spec.image else "ubuntu"), cloud="onprem",
+    )  # fmt: skip
+    # Ray's local provider refuses node types: it has exactly one, its own.
+    for key in ("available_node_types", "head_node_type"):
+        document.pop(key)
+    document["max_workers"] = len(hosts)
+    document["min_workers"] = sum(p.nodes.low for p in spec.pools.values())
+    return document
+
+
+COMPILERS: dict[str, Callable[[Bought], dict[str, Any]]] = {
+    "gcp": compile_gcp, "azure": compile_azure, "onprem": compile_onprem
+}  # fmt: skip

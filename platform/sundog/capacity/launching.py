@@ -1,0 +1,301 @@
+"""Buys nodes down a ladder: one call a rung, the next rung at once, never the same node twice.
+
+Holds the cool-downs and what is being bought; the decisions themselves are `decide`'s. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sundog.capacity import decide
+from sundog.capacity.decide import Launch, Wait
+from sundog.capacity.state import Cooldown, Node, PoolPlan, Refusal, View
+from sundog.clock import WALL, Clock
+from sundog.clouds.base import (
+    CapacityRefused,
+    Cloud,
+    Machine,
+    Order,
+    PriceRefused,
+    QuotaRefused,
+    Transient,
+    Unsupported,
+)  # fmt: skip
+from sundog.errors import CapacityError
+from sundog.ledger import Entry, Ledger
+from sundog.market.offers import Offer
+
+TRANSIENT_TRIES = 3
+TRANSIENT_PAUSE_S = 0.2
+# EC2 may not list an instance for some seconds after it granted it.
+UNLISTED_S = 120.0
+KEPT_DECISIONS = 50
+
+POOL_TAG, MARKET_TAG, ZONE_TAG = "sundog:pool", "sundog:market", "sundog:zone"
+PRICE_TAG, TOKEN_TAG, WHY_TAG = "sundog:usd-hour", "sundog:token", "sundog:why"
+
+REFUSALS: dict[type[CapacityError], Refusal] = {
+    CapacityRefused: "capacity", PriceRefused: "price", QuotaRefused: "quota",
+    Unsupported: "unsupported",
+}  # fmt: skip
+
+
+class NothingToBuy(CapacityError):
+    """No rung can be had now. `wait` says why, and when the next try makes sense."""
+
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(wait.why)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of the autoscaler asks for."""
+
+    pool: PoolPlan
+    count: int
+    config: Mapping[str, Any]
+    tags: Mapping[str, str]
+    efa: bool = False
+
+
+class Buyer:
+    """Thread-safe. `budget` and `head` in dollars an hour."""
+
+    def __init__(
+        self, cloud: Cloud, cluster: str, ledger: Ledger, *, budget_usd_hour: float | None = None,
+        head_usd_hour: float | None = None, clock: Clock = WALL,
+    ) -> None:  # fmt: skip
+        self.cloud, self.cluster, self.ledger, self.clock = cloud, cluster, ledger, clock
+        self.budget_usd_hour, self.head_usd_hour = budget_usd_hour, head_usd_hour
+        self.cooldowns: dict[str, Cooldown] = {}
+        self.waiting: dict[str, Wait] = {}
+        self.decisions: list[dict[str, Any]] = []
+        self._lock = threading.RLock()
+        self._known: dict[str, Machine] = {}
+        self._unlisted: dict[str, float] = {}
+        self._in_flight: dict[str, list[Node]] = {}
+
+    # What is there.
+
+    def machines(self) -> list[Machine]:
+        """A fresh listing, and what was granted a moment ago but is not listed yet."""
+        asked_s = self.clock.now_s()
+        listed = {m.id: m for m in self.cloud.machines(self.cluster)}
+        with self._lock:
+            for id_, granted_s in list(self._unlisted.items()):
+                if id_ in listed or asked_s - granted_s > UNLISTED_S:
+                    del self._unlisted[id_]
+            for id_ in self._unlisted:
+                if id_ in self._known:
+                    listed[id_] = self._known[id_]
+            self._known = listed
+            return list(listed.values())
+
+    def known(self, id_: str) -> Machine | None:
+        with self._lock:
+            return self._known.get(id_)
+
+    def retag(self, id_: str, tags: Mapping[str, str]) -> None:
+        self._try(lambda: self.cloud.tag([id_], tags))
+        with self._lock:
+            if id_ in self._known:
+                old = self._known[id_]
+                self._known[id_] = replace(old, tags={**old.tags, **tags})
+
+    def view(self) -> View:
+        """What a decision may know, with the nodes that are being bought this moment."""
+        with self._lock:
+            nodes = [
+                node_of(m) for m in self._known.values() if m.tags.get(POOL_TAG, "head") != "head"
+            ]
+            nodes += [n for pending in self._in_flight.values() for n in pending]
+            return View(
+                self.clock.now_s(), tuple(nodes), dict(self.cooldowns), self.budget_usd_hour,
+                self.head_usd_hour,
+            )  # fmt: skip
+
+    # Buying.
+
+    def buy(self, request: Request) -> list[Machine]:
+        """At least one machine, or a CapacityError; fewer than asked for where the ladder ends."""
+        got: list[Machine] = []
+        tried: set[str] = set()
+        while len(got) < request.count:
+            with self._lock:
+                decision = decide.next_launch(
+                    request.pool, self.view(), request.count - len(got), tried
+                )
+                if isinstance(decision, Wait):
+                    self.waiting[request.pool.name] = decision
+                    self._note(request.pool.name, decision.state, decision.why)
+                    break
+                token = uuid.uuid4().hex
+                self._in_flight[token] = _pending(decision, token, request.pool, self.clock.now_s())
+            try:
+                machines = self._launch(request, decision, token)
+            except CapacityError as error:
+                if not got:
+                    raise
+                self._note(request.pool.name, "failed", str(error))
+                break
+            finally:
+                with self._lock:
+                    self._in_flight.pop(token, None)
+            if machines:
+                got += machines
+            else:
+                tried.add(decision.offer.key)
+        if not got:
+            raise NothingToBuy(decision if isinstance(decision, Wait) else _empty(request.pool))
+        with self._lock:
+            if len(got) >= request.count:
+                self.waiting.pop(request.pool.name, None)
+        return got
+
+    def _launch(self, request: Request, decision: Launch, token: str) -> list[Machine]:
+        """The machines of one rung; [] when it refused. Raises what no other rung would cure."""
+        order = self._order(request, decision, token)
+        offer = decision.offer
+        try:
+            machines = self._once(order)
+        except tuple(REFUSALS) as error:
+            with self._lock:
+                self.cooldowns = decide.cool(
+                    self.cooldowns, offer, REFUSALS[type(error)], self.clock.now_s(), error.message
+                )
+            self._note(request.pool.name, "refused", f"{offer}: {error.message}")
+            return []
+        with self._lock:
+            self.cooldowns = decide.recovered(self.cooldowns, offer)
+            for m in machines:
+                self._known[m.id] = m
+                self._unlisted[m.id] = self.clock.now_s()
+        self._note(request.pool.name, "launched", f"{len(machines)} × {offer}: {decision.why}")
+        for m in machines:
+            self._write("launch", m, offer, decision.why)
+        return machines
+
+    def _once(self, order: Order) -> list[Machine]:
+        """One purchase, whatever becomes of the calls: a call that failed without a clear answer
+
+        may have bought, so look before calling again, and always with the same token.
+        """
+        error: Transient | None = None
+        for attempt in range(TRANSIENT_TRIES):
+            if attempt:
+                self.clock.sleep(TRANSIENT_PAUSE_S * 2 ** (attempt - 1))
+                try:
+                    already = self.cloud.bought(order.token)
+                    if already:
+                        return already
+                except Transient:
+                    continue
+            try:
+                return self.cloud.launch(order)
+            except Transient as failed:
+                error = failed
+        try:
+            already = self.cloud.bought(order.token)
+        except Transient:
+            already = []
+        if already:
+            return already
+        # If it bought after all, the tags it was born with bring it into the next listing, where
+        # the autoscaler takes it over as one of its own.
+        raise error or Transient("the cloud does not answer")
+
+    def _order(self, request: Request, decision: Launch, token: str) -> Order:
+        offer = decision.offer
+        price = offer.ceiling_usd_hour
+        tags = {
+            **request.tags, POOL_TAG: request.pool.name, MARKET_TAG: offer.market,
+            ZONE_TAG: offer.zone, TOKEN_TAG: token, WHY_TAG: decision.why[:250],
+        }  # fmt: skip
+        if price is not None:
+            tags[PRICE_TAG] = f"{price:.6f}"
+        return Order(
+            offer.market, offer.zone, offer.shape, decision.count, token, tags, request.config,
+            request.pool.max_price_usd_hour if offer.market == "spot" else None, request.efa,
+        )  # fmt: skip
+
+    # Giving back.
+
+    def give_back(self, ids: list[str]) -> None:
+        """Terminate; an id that is already gone is fine. Raises Transient when the cloud is away."""
+        if not ids:
+            return
+        self._try(lambda: self.cloud.terminate(ids))
+        with self._lock:
+            gone = [self._known.pop(i, None) for i in ids]
+            for i in ids:
+                self._unlisted.pop(i, None)
+        for machine in gone:
+            if machine is not None:
+                self._write("terminate", machine, None, "")
+
+    def _try(self, call: Any) -> None:
+        """An idempotent call, again on transient errors."""
+        for attempt in range(TRANSIENT_TRIES):
+            try:
+                call()
+                return
+            except Transient:
+                if attempt == TRANSIENT_TRIES - 1:
+                    raise
+                self.clock.sleep(TRANSIENT_PAUSE_S * 2**attempt)
+
+    # Telling.
+
+    def _write(self, kind: Any, machine: Machine, offer: Offer | None, why: str) -> None:
+        about = {
+            "pool": machine.tags.get(POOL_TAG, "head"), "market": machine.market,
+            "zone": machine.zone, "shape": machine.shape, "why": why,
+            "type": machine.tags.get("ray-user-node-type", ""),
+        }  # fmt: skip
+        price = offer.usd_hour if offer else price_of(machine)
+        try:
+            self.ledger.append(
+                Entry(kind, self.clock.now_s(), machine.id, self.cluster, price, about)
+            )
+        except (OSError, CapacityError) as error:
+            # The instance is there whether or not it is written down; its tags say so too.
+            self._note(about["pool"], "ledger", f"{machine.id} not written: {error}")
+
+    def _note(self, pool: str, what: str, why: str) -> None:
+        with self._lock:
+            self.decisions.append(
+                {"at_s": self.clock.now_s(), "pool": pool, "what": what, "why": why}
+            )
+            del self.decisions[:-KEPT_DECISIONS]
+
+
+def price_of(machine: Machine) -> float | None:
+    try:
+        return float(machine.tags[PRICE_TAG])
+    except (KeyError, ValueError):
+        return None
+
+
+def node_of(machine: Machine, busy: bool | None = None) -> Node:
+    return Node(
+        machine.id, machine.tags.get(POOL_TAG, ""), machine.market, machine.zone, machine.shape,
+        price_of(machine), machine.launched_s, busy, "sundog:draining" in machine.tags,
+    )  # fmt: skip
+
+
+def _pending(decision: Launch, token: str, pool: PoolPlan, now_s: float) -> list[Node]:
+    offer = decision.offer
+    return [
+        Node(f"{token}-{i}", pool.name, offer.market, offer.zone, offer.shape,
+             offer.ceiling_usd_hour, now_s)
+        for i in range(decision.count)
+    ]  # fmt: skip
+
+
+def _empty(pool: PoolPlan) -> Wait:
+    return Wait("no-offer", f"pool {pool.name}: nothing was asked for")

@@ -1,0 +1,100 @@
+"""The entries of the ledger and where they go. Append-only: nothing here changes or removes one.
+
+An entry is written once, under a name of its own in the storage root or as one line of a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from sundog.errors import Corrupt, FormatTooNew
+
+FORMAT = 1
+Kind = Literal["launch", "terminate", "price"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A node was bought, given back, or changed its price. `at_s` is Unix time.
+
+    `usd_hour` None: no price was known; then there are node-hours and no dollars.
+    """
+
+    kind: Kind
+    at_s: float
+    node: str
+    cluster: str
+    usd_hour: float | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    run: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+
+class Ledger(Protocol):
+    def append(self, entry: Entry) -> None: ...
+
+
+class FileLedger:
+    """One JSON line an entry, appended in a single write, so that writers do not interleave."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, entry: Entry) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = (entry.to_json() + "\n").encode()
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+
+class _Creates(Protocol):
+    """The part of a storage root that the ledger needs."""
+
+    def create(self, key: str, data: bytes) -> str: ...
+
+
+class RootLedger:
+    """Entries as objects of their own, `ledger/<day>/<time>-<id>.json`: object stores cannot append."""
+
+    def __init__(self, root: _Creates) -> None:
+        self._root = root
+
+    def append(self, entry: Entry) -> None:
+        day = datetime.fromtimestamp(entry.at_s, UTC).date().isoformat()
+        name = f"{entry.at_s:.3f}-{uuid.uuid4().hex[:12]}"
+        self._root.create(f"ledger/{day}/{name}.json", entry.to_json().encode())
+
+
+def parse_entry(line: str, where: str = "ledger") -> Entry:
+    try:
+        data = json.loads(line)
+        written = data.pop("format")
+        if written > FORMAT:
+            raise FormatTooNew(
+                f"{where}: a ledger entry has format {written}, this Sundog reads {FORMAT}",
+                "read it with the Sundog that wrote it",
+            )
+        return Entry(**data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{where}: not a ledger entry: {error}", "restore it from a copy") from None
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The entries of a ledger file in the order they were written."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            yield parse_entry(line, f"{path}:{number}")
