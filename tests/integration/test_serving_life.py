@@ -1,0 +1,175 @@
+"""A service's life on a real Serve: rolled, killed, controlled, undeployed, and always answering."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+from serving_kit import (
+    WIDTH,
+    infer,
+    load,
+    processes,
+    register_scale,
+    serve_cli,
+    serve_status,
+    wait_for,
+    wait_ready,
+    write_deployment,
+)
+
+from sundog.control import serve_files
+from sundog.errors import NotFound
+from sundog.storage.models import Registry
+from sundog.storage.root import open_root
+
+ROWS = [[1.0] * WIDTH]
+
+
+@pytest.fixture(scope="module")
+def served(local_ray, tmp_path_factory):
+    """The gateway, with service `life` at life-scale@champion = version 1, factor 2."""
+    tmp = tmp_path_factory.mktemp("life")
+    register_scale(local_ray.endpoints.root, "life-scale", 2.0, tmp)
+    file = write_deployment(
+        tmp / "d.yaml", {"service": "life", "model": "life-scale@champion", "replicas": 1}
+    )
+    serve_cli(local_ray, "deploy", file)
+    gateway = local_ray.endpoints.gateway
+    wait_ready(gateway, "life")
+    yield gateway, tmp
+    (tmp / "empty.yaml").write_text("proxy_location: Disabled\napplications: []\n")
+    serve_cli(local_ray, "deploy", tmp / "empty.yaml")
+    gone = lambda: not any("--v" in name for name in serve_status(local_ray))  # noqa: E731
+    wait_for("all versions removed", gone)
+
+
+def test_a_moved_alias_rolls_the_new_version_in_without_a_failed_request(served, local_ray):
+    gateway, tmp = served
+    root = local_ray.endpoints.root
+    with load(gateway, "life", {"1": 2.0, "2": 3.0}) as seen:
+        wait_for("load", lambda: seen.total > 50)
+        register_scale(root, "life-scale", 3.0, tmp)
+        wait_for("the new version answers", lambda: seen.answers.get("2", 0) > 50)
+        wait_for("the old one is removed", lambda: "life--v1" not in serve_status(local_ray))
+    assert seen.failures == []
+    assert infer(gateway, "life", ROWS) == ("2", [3.0] * WIDTH)
+    registry = Registry(open_root(root))
+    assert registry.holds("life-scale", 2)
+    wait_for("the hold is released", lambda: not registry.holds("life-scale", 1))
+
+
+def test_a_killed_replica_costs_no_request(served, local_ray):
+    gateway, _ = served
+    [before] = processes(local_ray, "ServeReplica:life--v2:Model")
+    with load(gateway, "life", {"2": 3.0}) as seen:
+        wait_for("load", lambda: seen.total > 50)
+        before.send_signal(signal.SIGKILL)
+        wait_for("the replica is gone", lambda: not before.is_running())
+        count = seen.total
+        wait_for("answers go on", lambda: seen.total > count + 50)
+    assert seen.failures == []
+    [after] = processes(local_ray, "ServeReplica:life--v2:Model")
+    assert after.pid != before.pid
+
+
+def test_the_gateway_serves_on_while_control_is_killed_and_control_resumes(served, local_ray):
+    gateway, tmp = served
+    control = processes(local_ray, "Control")
+    assert len(control) == 1
+    with load(gateway, "life", {"2": 3.0, "3": 5.0}) as seen:
+        wait_for("load", lambda: seen.total > 20)
+        control[0].send_signal(signal.SIGKILL)
+        register_scale(local_ray.endpoints.root, "life-scale", 5.0, tmp)
+        wait_for("control is back and rolls", lambda: seen.answers.get("3", 0) > 20)
+    assert seen.failures == []
+
+
+def test_a_second_control_is_refused_by_the_lease(served, local_ray):
+    from sundog.control.loop import store_url
+    from sundog.errors import LeaseHeld
+    from sundog.store import open_store
+
+    store = open_store(store_url({}, local_ray.endpoints.root))
+    try:
+        with pytest.raises(LeaseHeld, match="another control"):
+            store.acquire("somebody else")
+        assert [r["reason"] for r in store.revisions("life")]
+        assert store.events("life")
+    finally:
+        store.close()
+
+
+def test_more_replicas_are_a_change_in_place(served, local_ray):
+    gateway, tmp = served
+    file = write_deployment(
+        tmp / "d2.yaml", {"service": "life", "model": "life-scale@champion", "replicas": 2}
+    )
+    with load(gateway, "life", {"3": 5.0}) as seen:
+        serve_files.deploy_file(file, local_ray.endpoints.dashboard)
+
+        def two():
+            [row] = [
+                r
+                for r in httpx.get(f"{gateway}/sundog/services", trust_env=False).json()
+                if r["service"] == "life"
+            ]
+            return row["replicas"] == 2
+
+        wait_for("two replicas", two)
+    assert seen.failures == []
+
+
+def test_a_file_beside_another_keeps_both_and_undeploying_removes_one(served, local_ray):
+    gateway, tmp = served
+    register_scale(local_ray.endpoints.root, "life-other", 7.0, tmp)
+    file = write_deployment(tmp / "o.yaml", {"service": "other", "model": "life-other"})
+    dashboard = local_ray.endpoints.dashboard
+    assert serve_files.deploy_file(file, dashboard) == ["other"]
+    wait_ready(gateway, "other")
+    assert infer(gateway, "life", ROWS)[0] == "3"
+    with pytest.raises(NotFound, match="no deployed service"):
+        serve_files.undeploy("othr", dashboard)
+    serve_files.undeploy("other", dashboard)
+    url = f"{gateway}/v2/models/other"
+    wait_for("404", lambda: httpx.get(url, trust_env=False).status_code == 404)
+    wait_for("removed", lambda: "other--v1" not in serve_status(local_ray))
+    assert infer(gateway, "life", ROWS)[0] == "3"
+
+
+def test_everything_listens_on_loopback_and_private_sockets_are_private(served, local_ray):
+    gateway, _ = served
+    port = int(gateway.rpartition(":")[2])
+    listening = {}
+    for process in local_ray.processes():
+        try:
+            for c in process.net_connections(kind="inet"):
+                if c.status == psutil.CONN_LISTEN:
+                    listening[c.laddr.port] = (c.laddr.ip, process.name())
+        except psutil.Error:
+            continue
+    assert port in listening
+    open_to_all = {p: w for p, w in listening.items() if w[0] not in ("127.0.0.1", "::1")}
+    assert not open_to_all
+    sockets = list(local_ray.temp_dir.glob("**/sundog-*/s"))
+    assert sockets
+    for path in sockets:
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_drained_replica_answers_what_it_has(served, local_ray):
+    """Scaling down under load: the leaving replica finishes its frames before it goes."""
+    gateway, tmp = served
+    file = write_deployment(
+        tmp / "d3.yaml", {"service": "life", "model": "life-scale@champion", "replicas": 1}
+    )
+    with load(gateway, "life", {"3": 5.0}, clients=6) as seen:
+        serve_files.deploy_file(file, local_ray.endpoints.dashboard)
+        title = "ServeReplica:life--v3:Model"
+        wait_for("one replica", lambda: len(processes(local_ray, title)) == 1)
+        time.sleep(0.5)
+    assert seen.failures == []

@@ -1,0 +1,120 @@
+"""Requests that fit a signature, and what each that does not is told."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sundog.serving.contract import BadRequest, Contract, Parsed
+from sundog.serving.tensors import from_json
+
+SIGNATURE = {
+    "inputs": [
+        {"name": "pixels", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "scale", "datatype": "INT64", "shape": [-1, 1]},
+    ],
+    "outputs": [
+        {"name": "logits", "datatype": "FP32", "shape": [-1, 3]},
+        {"name": "label", "datatype": "INT64", "shape": [-1]},
+    ],
+}
+CONTRACT = Contract("digits", "3", SIGNATURE)
+PIXELS = {"name": "pixels", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}
+SCALE = {"name": "scale", "datatype": "INT64", "shape": [1, 1], "data": [7]}
+
+
+def body(*inputs, **more):
+    return orjson.dumps({"inputs": list(inputs), **more})
+
+
+def test_a_good_request_in_any_order():
+    parsed = CONTRACT.read(body(SCALE, PIXELS, id="abc"))
+    assert parsed.raw == [from_json([1.0, 2.0], "FP32", 2), from_json([7], "INT64", 1)]
+    assert (parsed.rows, parsed.id, parsed.shapes) == (1, "abc", [(1, 2), (1, 1)])
+
+
+@pytest.mark.parametrize(
+    ("request_body", "says"),
+    [
+        (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"", "not JSON"),
+        (b'{"inputs":[{"name":"pixels","data":[NaN]}]}', "not JSON"),
+        (b"[]", "not a JSON object"), (b"{}", "'inputs' is missing"),
+        (b'{"inputs":{}}', "'inputs' is missing"), (body(3), "not an object"),
+        (body(PIXELS), "'scale' is missing"), (body(), "'pixels' is missing"),
+        (body(PIXELS, PIXELS, SCALE), "given twice"),
+        (body(PIXELS | {"name": "pixel"}, SCALE), "did you mean 'pixels'"),
+        (body(PIXELS | {"name": 3}, SCALE), "no input 3"),
+        (body(PIXELS | {"datatype": "FP64"}, SCALE), "is FP32, the request says 'FP64'"),
+        (body(PIXELS | {"shape": [1, 3]}, SCALE), "shape [1, 3], the model takes [-1, 2]"),
+        (body(PIXELS | {"shape": [2]}, SCALE), "shape [2], the model takes"),
+        (body(PIXELS | {"shape": [-1, 2]}, SCALE), "list of whole numbers"),
+        (body(PIXELS | {"shape": [1.0, 2]}, SCALE), "list of whole numbers"),
+        (body(PIXELS | {"shape": None}, SCALE), "list of whole numbers"),
+        (body(PIXELS | {"shape": [2, 2]}, SCALE), "2 values, the shape says 4"),
+        (body(PIXELS | {"data": ["a", "b"]}, SCALE), "not FP32: 'a'"),
+        (body({k: v for k, v in PIXELS.items() if k != "data"}, SCALE), "no 'data'"),
+        (body(PIXELS | {"shape": [2, 2], "data": [1, 2, 3, 4]}, SCALE), "differ in rows"),
+        (body(PIXELS, SCALE, id=7), "'id' is not a string"),
+        (body(PIXELS, SCALE, outputs=3), "'outputs' is not a list"),
+        (body(PIXELS, SCALE, outputs=[{"name": "x"}]), "no output 'x'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(request_body, says):
+    with pytest.raises(BadRequest) as caught:
+        CONTRACT.read(request_body)
+    assert says in caught.value.message
+    assert caught.value.status == 400
+
+
+def test_a_shape_of_absurd_size_is_refused_before_anything_is_allocated():
+    with pytest.raises(BadRequest) as caught:
+        CONTRACT.read(body(PIXELS | {"shape": [2**60, 2]}, SCALE))
+    assert caught.value.status == 413
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+                    lambda x: st.lists(x, max_size=3) | st.dictionaries(
+                        st.sampled_from(["inputs", "name", "shape", "datatype", "data", "pixels"]), x),
+                    max_leaves=20))  # fmt: skip
+def test_any_json_is_answered_or_refused(value):
+    try:
+        assert isinstance(
+            CONTRACT.read(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)), Parsed
+        )
+    except BadRequest:
+        pass
+    except orjson.JSONEncodeError:  # integers over 64 bits are no test of ours
+        pass
+
+
+def answer(*, rows=1):
+    return [
+        ("FP32", [rows, 3], from_json([0.5] * 3 * rows, "FP32", 3 * rows)),
+        ("INT64", [rows], from_json([4] * rows, "INT64", rows)),
+    ]
+
+
+def test_an_answer_is_the_protocols():
+    parsed = CONTRACT.read(body(PIXELS, SCALE, id='q"1'))
+    assert orjson.loads(CONTRACT.write(parsed, answer())) == {
+        "model_name": "digits", "model_version": "3", "id": 'q"1',
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [1, 3], "data": [0.5, 0.5, 0.5]},
+            {"name": "label", "datatype": "INT64", "shape": [1], "data": [4]},
+        ],
+    }  # fmt: skip
+
+
+def test_only_the_wanted_outputs():
+    parsed = CONTRACT.read(body(PIXELS, SCALE, outputs=[{"name": "label"}]))
+    got = orjson.loads(CONTRACT.write(parsed, answer()))
+    assert [o["name"] for o in got["outputs"]] == ["label"]
+    assert "id" not in got
+
+
+def test_only_signatures_with_a_free_first_dimension_are_stacked():
+    assert CONTRACT.batchable
+    fixed = {**SIGNATURE, "outputs": [{"name": "y", "datatype": "FP32", "shape": [3]}]}
+    assert not Contract("s", "1", fixed).batchable
+    text = {**SIGNATURE, "inputs": [{"name": "t", "datatype": "BYTES", "shape": [-1]}]}
+    assert not Contract("s", "1", text).batchable
