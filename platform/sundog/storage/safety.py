@@ -69,6 +69,8 @@ _FUNCTION = re.compile(
     r"|FloatPow|ToFloat|TruncToInt|TruncToFloat|RoundToInt|RoundDecimal|CeilToInt|FloorToInt"
     r"|LShift|RShift|Identity|BitwiseFn_bitwise_(and|or|xor)"
 )
+_GUARD_NODES = (*_EXPRESSION_NODES, ast.Subscript, ast.Attribute, ast.BoolOp, ast.boolop)
+_GUARD_ATTRIBUTES = {"size", "stride", "storage_offset", "shape", "ndim", "numel"}
 _SYMBOL = re.compile(r"[a-z_]{1,8}\d*|true|false|oo|int_oo", re.ASCII)
 _TREES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 _NAME_KEYS = {"name", "fqn", "parameter_name", "buffer_name", "tensor_constant_name"}
@@ -181,6 +183,9 @@ def _check_program(document: dict[str, Any]) -> None:
                 _check_names(list(value))
         elif (key in _CUSTOM_KEYS or key == "custom_obj_values") and value:
             raise _Refused("it uses an object of a class of its own")
+        elif key == "guards_code":
+            for guard in value or ():
+                _check_guard(guard)
         elif key == "treespec_namedtuple_fields" and value:
             raise _Refused("it takes or gives a named tuple; use a dict")
 
@@ -236,6 +241,24 @@ def _check_expression(text: Any) -> None:
             good = bool(_SYMBOL.fullmatch(node.id) or _FUNCTION.fullmatch(node.id))
         if not good:
             raise _Refused(f"its shape expression {str(text)[:80]!r} is more than arithmetic")
+
+
+def _check_guard(text: Any) -> None:
+    """Guards on the inputs' shapes are Python that a loaded program compiles."""
+    try:
+        nodes = list(ast.walk(ast.parse(str(text).strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise _Refused(f"its guard {str(text)[:80]!r} is not an expression") from None
+    for node in nodes:
+        good = isinstance(node, _GUARD_NODES)
+        if isinstance(node, ast.Attribute):
+            good = node.attr in _GUARD_ATTRIBUTES
+        elif isinstance(node, ast.Name):
+            good = node.id == "L" or bool(_FUNCTION.fullmatch(node.id))
+        elif isinstance(node, ast.Call):
+            good = isinstance(node.func, ast.Attribute | ast.Name)
+        if not good:
+            raise _Refused(f"its guard {str(text)[:80]!r} is more than arithmetic on shapes")
 
 
 def _check_tree(tree: list[Any]) -> None:
