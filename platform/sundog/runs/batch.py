@@ -14,7 +14,7 @@ import numpy as np
 from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SundogError
 from sundog.runs import place
-from sundog.runs.driver import driving, say
+from sundog.runs.driver import driving, interruptible, say
 from sundog.spec.batch import BatchSpec
 from sundog.storage.root import Root, open_root
 from sundog.storage.runs import RunFolder
@@ -46,7 +46,9 @@ def run_batch(spec: BatchSpec, folder: RunFolder) -> Answered:
         workers = spec.workers.clamp(max(1, place.capacity(resources) - 1))
         say(folder, f"{folder.run_id} · {version.ref} over {name} · {workers} at once")
         began = WALL.monotonic_s()
-        output, rows = _answer(spec, folder, version, filesystem, paths, workers)
+        output, rows = interruptible(
+            lambda: _answer(spec, folder, version, filesystem, paths, workers)
+        )
         seconds = WALL.monotonic_s() - began
         done |= {
             "output": output, "step": rows, "steps": rows, "workers": workers,
@@ -166,7 +168,6 @@ _DTYPES: dict[str, Any] = {
 
 def dense(column: Any, dtype: Any) -> Any:
     """A column of lists as one array of shape [rows, …], in the type that the model takes."""
-    array = (
-        np.stack(list(column)) if getattr(column, "dtype", None) == object else np.asarray(column)
-    )
+    nested = getattr(column, "dtype", None) == np.dtype(object)
+    array = np.stack(list(column)) if nested else np.asarray(column)
     return array if dtype is None else array.astype(dtype, copy=False)

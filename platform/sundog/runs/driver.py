@@ -11,9 +11,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from sundog import telemetry
 from sundog.clock import WALL, Clock
@@ -22,6 +23,7 @@ from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder, new_run
 
 LEASE_S = 10.0
+T = TypeVar("T")
 
 
 def open_folder(root: Root, name: str, run_id: str | None) -> RunFolder:
@@ -121,6 +123,25 @@ def _cancellable(folder: RunFolder) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """`work()`, in a thread of its own: a signal ends the waiting, though not the thread.
+
+    Inside Ray's own waiting a signal handler may not raise anything but KeyboardInterrupt.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where the answer is awaited
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="run").start()
+    while True:
+        with suppress(TimeoutError):
+            return answer.result(timeout=0.2)
 
 
 class Watcher:

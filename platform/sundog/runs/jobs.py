@@ -6,7 +6,9 @@ An expected failure prints its message and its fix, never a stack trace.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,9 +149,20 @@ def _keep_spec(folder: object, path: str) -> None:
 def _import_torch_meanwhile() -> None:
     # Two seconds of imports, while Ray connects.
     import importlib
-    import threading
 
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
+
+
+def _leave(code: int) -> None:
+    """Exit now: what this driver started on the cluster ends with its connection."""
+    import ray
+
+    sys.stdout.flush()
+    if ray.is_initialized():
+        ray.shutdown()
+    if threading.active_count() > 1:
+        os._exit(code)  # a thread still waits for Ray; nobody waits for it
+    sys.exit(code)
 
 
 def _exit(run: Callable[[Argv], None], argv: Argv) -> None:
@@ -157,6 +170,6 @@ def _exit(run: Callable[[Argv], None], argv: Argv) -> None:
         run(argv)
     except SundogError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

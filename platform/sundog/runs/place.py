@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 
 from sundog.errors import ClusterError, RunError, StorageUnavailable
 from sundog.storage.root import Root, open_root
 
 
-def connect(env: dict[str, str] | None = None) -> None:
+def connect() -> None:
     """Connect this driver to the cluster of its job, or to the one that runs here."""
     import ray
 
     if ray.is_initialized():
         return
-    runtime_env: dict[str, Any] = {"env_vars": env} if env else {}
     try:
+        # What workers print is in the run's own logs; here it would drown the progress.
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=bool(os.environ.get("SUNDOG_VERBOSE")),
-            logging_level=logging.WARNING, runtime_env=runtime_env or None,
-        )  # fmt: skip
+            address=os.environ.get("RAY_ADDRESS", "auto"),
+            log_to_driver=bool(os.environ.get("SUNDOG_VERBOSE")),
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(
             f"no Ray cluster to run on: {str(error).splitlines()[0]}",

@@ -16,7 +16,7 @@ from sundog import telemetry
 from sundog.errors import RunError, SundogError
 from sundog.runs import place
 from sundog.runs.checkpoint import Checkpoints
-from sundog.runs.driver import driving, say
+from sundog.runs.driver import driving, interruptible, say
 from sundog.runs.lineage import lineage
 from sundog.runs.train import pin_data, secret_environment, worker_resources
 from sundog.runs.trial import run_trial
@@ -123,7 +123,7 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None) -> list[Trial]
                 callbacks=[Shown(folder, spec)],
             ),
         )  # fmt: skip
-        results = tuner.fit()
+        results = interruptible(tuner.fit)
         return _trials(spec, folder, results)
 
 

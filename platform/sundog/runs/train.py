@@ -17,7 +17,7 @@ from sundog.errors import NotFound, RunError, SpecError, SundogError
 from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
 from sundog.runs.checkpoint import Checkpoints
-from sundog.runs.driver import Watcher, driving, failed, say
+from sundog.runs.driver import Watcher, driving, failed, interruptible, say
 from sundog.runs.lineage import lineage
 from sundog.runs.worker import open_recipe, train_worker
 from sundog.spec.run import RunSpec
@@ -135,7 +135,7 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
             ),
         )  # fmt: skip
         try:
-            outcome = trainer.fit().return_value
+            outcome = interruptible(trainer.fit).return_value
         except TrainingFailedError as error:
             raise _lost(spec, folder, error) from None
     if not isinstance(outcome, dict):
@@ -194,7 +194,7 @@ class Follower:
     def __init__(self, folder: RunFolder, channel: Channel) -> None:
         self._folder, self._channel = folder, channel
         self._step, self._printed_s, self._recorded_s = -1, float("-inf"), float("-inf")
-        self._world = 0
+        self._seen_s = 0.0
 
     def __call__(self) -> None:
         progress = self._channel.read("progress")
@@ -220,6 +220,18 @@ class Follower:
                 step=progress["step"], steps=progress["steps"], workers=progress["world"],
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
             )  # fmt: skip
+
+    def _recovered(self, progress: dict[str, Any]) -> None:
+        back, gap_s = self._step - progress["step"], progress["at_s"] - self._seen_s
+        self._folder.event(
+            telemetry.RUN_RECOVERED, step=progress["step"], steps_back=back, seconds=gap_s
+        )
+        say(
+            self._folder,
+            f"recovered after {gap_s:.1f} s at step {progress['step']:,}: "
+            f"{back} steps computed again, 0 samples lost",
+        )
+        self._printed_s = float("-inf")
 
 
 def progress_line(progress: dict[str, Any]) -> str:
