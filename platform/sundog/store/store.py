@@ -60,7 +60,11 @@ def _engine(url: str) -> Engine:
             "write sqlite:////absolute/path.db or postgresql://user@host/database",
         ) from None
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            connect_args={"client_encoding": "utf8", "connect_timeout": _BUSY_TIMEOUT_S},
+        )
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         raise StorageUnavailable(
             f"{shown(url)} is neither SQLite in a file nor PostgreSQL",
