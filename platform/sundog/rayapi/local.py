@@ -43,7 +43,7 @@ class Endpoints:
 
     def env(self) -> dict[str, str]:
         """Variables that make Ray's own CLIs and curl work as printed."""
-        return {
+        variables = {
             "RAY_API_SERVER_ADDRESS": self.dashboard,
             "RAY_DASHBOARD_ADDRESS": self.dashboard,
             "RAY_AUTH_MODE": "token",
@@ -51,6 +51,11 @@ class Endpoints:
             "SUNDOG_ROOT": self.root,
             "SUNDOG_GATEWAY": self.gateway,
         }
+        if self.gcs.startswith("127."):
+            # A driver on this machine. Ray otherwise swaps 127.0.0.1 for the machine's address, on
+            # which nothing of ours listens.
+            variables |= {"RAY_ADDRESS": self.gcs, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        return variables
 
 
 def free_ports(count: int) -> list[int]:
@@ -127,9 +132,8 @@ class LocalRay:
         autoscaler_metrics, dashboard_metrics = free_ports(2)
         return {
             **inherited,
-            **self.endpoints.env(),
-            # Ray otherwise swaps 127.0.0.1 for the machine's address and listens on every interface.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # Not the address of a Ray that is about to start.
+            **{k: v for k, v in self.endpoints.env().items() if k != "RAY_ADDRESS"},
             "RAY_USAGE_STATS_ENABLED": "0",
             "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
             "DASHBOARD_METRIC_PORT": str(dashboard_metrics),

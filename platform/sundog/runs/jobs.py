@@ -109,7 +109,8 @@ def _ingest(argv: Argv) -> None:
     arguments = parser.parse_args(argv)
     from sundog.runs import ingest as source
 
-    root = _open(arguments.root)
+    # Data needs no Ray, unless only the cluster knows where the root is.
+    root = _open(arguments.root, connect=not (arguments.root or os.environ.get("SUNDOG_ROOT")))
     if arguments.file:
         dataset = source.ingest_file(root, arguments.name, arguments.file, seed=arguments.seed)
     elif arguments.name == "digits":
@@ -132,10 +133,11 @@ def _parser(name: str, example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _open(address: str | None) -> Root:
+def _open(address: str | None, *, connect: bool = True) -> Root:
     from sundog.runs import place
 
-    place.connect()
+    if connect:
+        place.connect()
     return place.resolve_root(address)
 
 
