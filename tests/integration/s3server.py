@@ -84,6 +84,7 @@ def client(endpoint: str):  # type: ignore[no-untyped-def]
 class BreakingProxy:
     """Forwards TCP to `endpoint`; can cut every connection after a number of bytes.
 
+    `ignore_conditions`: hide the conditions of conditional puts, as some services ignore them.
     `cut_upload_after`: reset once so many bytes went to the server. `drop_answers`: let the
     request through, then reset before the answer comes back. None of it is seen by HTTP.
     """
@@ -95,6 +96,7 @@ class BreakingProxy:
         self._target = (target.hostname, target.port)
         self.cut_upload_after: int | None = None
         self.drop_answers = 0
+        self.ignore_conditions = False
         self.num_cut = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -125,6 +127,9 @@ class BreakingProxy:
                 if self.cut_upload_after is not None and passed > self.cut_upload_after:
                     self._cut(near, far)
                     return
+                if self.ignore_conditions:
+                    data = data.replace(b"If-None-Match:", b"X--None-Match:")
+                    data = data.replace(b"If-Match:", b"X--Match:")
                 far.sendall(data)
             far.shutdown(socket.SHUT_WR)
 

@@ -77,6 +77,8 @@ def test_files_go_up_but_the_commit_breaks(proxy, endpoint, bucket, tmp_path):
     path.write_bytes(b"x" * 1000)
     straight = type(open_root(f"s3://{bucket}"))(f"s3://{bucket}/p", endpoint=endpoint)
     broken = type(straight)(straight.url, endpoint=proxy.endpoint)
+    broken.create("warm", b"")  # what is asked once a process was asked
+    broken.delete("warm")
     upload = broken.upload
 
     def upload_then_break(local, key):
@@ -95,6 +97,7 @@ def test_files_go_up_but_the_commit_breaks(proxy, endpoint, bucket, tmp_path):
 def test_a_create_whose_answer_is_lost_is_still_ours(proxy, endpoint, bucket):
     root = open_root(f"s3://{bucket}/p")
     broken = type(root)(root.url, endpoint=proxy.endpoint)
+    broken.create("warm", b"")  # what is asked once a process was asked
     proxy.drop_answers = 1  # the put lands, its answer does not; the client's repeat gets a 412
     broken.create("k", b"mine")
     assert proxy.num_cut == 1
@@ -114,3 +117,16 @@ def test_a_read_whose_answer_is_lost_is_repeated(proxy, bucket):
     proxy.drop_answers = 1
     assert b"".join(broken.stream("k")) == b"data"
     assert proxy.num_cut == 2
+
+
+def test_a_service_that_ignores_conditions_is_refused(proxy, endpoint, bucket):
+    root = open_root(f"s3://{bucket}/p")
+    careless = type(root)(root.url, endpoint=proxy.endpoint)
+    proxy.ignore_conditions = True
+    for write in (careless.create, lambda key, data: careless.swap(key, data, None)):
+        with pytest.raises(StorageUnavailable, match="ignores IfNoneMatch") as raised:
+            write("models/digits/1/model.json", b"")
+        assert "conditional writes" in raised.value.fix
+    straight = type(root)(root.url, endpoint=endpoint)
+    assert list(straight.entries()) == []
+    assert straight.children() == []

@@ -27,6 +27,7 @@ _STAGING = ".staging"
 _LOCKS = ".locks"
 _PIECE = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -74,7 +75,18 @@ class LocalRoot(Root):
                 self._place(staged, key, os.link)
             except FileExistsError:
                 raise AlreadyExists(f"{key} is already in {self.url}") from None
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._create_under_lock(staged, key)
         return _etag(data)
+
+    def _create_under_lock(self, staged: Path, key: str) -> None:
+        """For file systems without hard links, where every creation comes this way."""
+        with self._locked(key):
+            if self.local_path(key).exists():
+                raise AlreadyExists(f"{key} is already in {self.url}")
+            self._place(staged, key, os.replace)
 
     def swap(self, key: str, data: bytes, etag: str | None) -> str:
         if etag is None:

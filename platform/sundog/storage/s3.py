@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _WRITE_ID = "sundog-write"
+_PROBE = f"{HIDDEN}sundog/conditional-writes"
 _TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20)
 _CONNECT_S, _READ_S, _ATTEMPTS = 5, 30, 4
 _MISSING = {"404", "NoSuchKey", "NotFound"}
@@ -72,6 +73,7 @@ class S3Root(Root):
         self.bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._lock = threading.Lock()
         self._made: Any = None
+        self._probed = False
 
     def __reduce__(self) -> tuple[object, ...]:
         return (S3Root, (self.url, self.endpoint, self.region))
@@ -245,6 +247,7 @@ class S3Root(Root):
         A put whose answer was lost is repeated by botocore and then fails on its own first
         success. The write id in the object's metadata tells that apart from somebody else's win.
         """
+        self._require_conditions()
         write_id = uuid.uuid4().hex
         for _ in range(_ATTEMPTS):
             try:
@@ -272,6 +275,42 @@ class S3Root(Root):
                     return landed
                 raise
         return None
+
+    def _require_conditions(self) -> None:
+        """Refuse a service that takes conditional puts and ignores the condition. Once a process.
+
+        There are such services, and every promise of ours would be broken on them in silence.
+        """
+        if self._probed:
+            return
+        # The first may create the probe; from then on both must be refused.
+        self._kept(IfNoneMatch="*")
+        for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"0"'}):
+            if not self._kept(**condition):
+                raise StorageUnavailable(
+                    f"{self.url} at {self.endpoint or 'AWS'} ignores {next(iter(condition))} on "
+                    "PutObject: two writers would overwrite each other in silence",
+                    fix="use S3 itself, or a service with conditional writes",
+                )
+        self._probed = True
+
+    def _kept(self, **condition: str) -> bool:
+        """Whether the service refused to put the probe under this condition."""
+        try:
+            with self._explained("write", _PROBE):
+                self._client.put_object(
+                    Bucket=self.bucket, Key=self._prefix + _PROBE, Body=b"", **condition
+                )
+        except StorageUnavailable as unavailable:
+            error = unavailable.__cause__
+            if isinstance(error, botocore.exceptions.ClientError) and _code(error) in (
+                *_LOST,
+                "409",
+                "ConditionalRequestConflict",
+            ):
+                return True
+            raise
+        return False
 
     def _landed(self, key: str, write_id: str) -> str | None:
         """The etag of the object if it is the one that this write made."""
