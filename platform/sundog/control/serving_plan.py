@@ -93,9 +93,10 @@ def decide(
     want = digest(spec)
     entries = dict(before.entries)
     if resolved.version is None:
-        state = "ready" if before.active in apps else "failed"
+        active = before.active if before.active in apps else None
+        state = "ready" if active is not None else "failed"
         return Decision(
-            Progress(before.active, _only(entries, apps), state, resolved.fault), why=resolved.fault
+            Progress(active, _only(entries, apps), state, resolved.fault), why=resolved.fault
         )
     target = str(resolved.version)
     app = apps.get(target)

@@ -1,0 +1,146 @@
+"""Decisions about services, from observations alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sundog.control.serving_plan import (
+    App,
+    Progress,
+    Resolved,
+    app_name,
+    decide,
+    digest,
+    route,
+    service_of,
+)
+from sundog.spec import ServiceSpec
+
+SPEC = ServiceSpec.model_validate({"service": "digits", "model": "digits@champion"})
+SIGNATURE = {"inputs": [], "outputs": []}
+DIGEST = digest(SPEC)
+
+
+def at(version):
+    return Resolved(version, "", "torch-export", SIGNATURE)
+
+
+def app(status="RUNNING", message="", digest=DIGEST):
+    return App(status, message, digest)
+
+
+def after(*rounds):
+    """The decision after these (resolved, apps) observations in turn."""
+    progress = Progress()
+    for resolved, apps in rounds:
+        decision = decide(SPEC, resolved, apps, progress)
+        progress = decision.progress
+    return decision
+
+
+def test_a_new_service_is_deployed_and_routed_only_when_it_runs():
+    first = after((at(1), {}))
+    assert (first.deploy.version, first.progress.state, first.progress.active) == (
+        "1",
+        "starting",
+        None,
+    )
+    assert route(SPEC, first.progress)["weights"] == {}
+    starting = after((at(1), {}), (at(1), {"1": app("DEPLOYING")}))
+    assert (starting.deploy, starting.progress.active) == (None, None)
+    ready = after((at(1), {}), (at(1), {"1": app()}))
+    assert (ready.deploy, ready.progress.active, ready.progress.state) == (None, "1", "ready")
+    assert route(SPEC, ready.progress)["weights"] == {"1": 1.0}
+
+
+def test_a_moved_alias_brings_the_new_version_up_before_routes_move():
+    rounds = [(at(1), {"1": app()}), (at(2), {"1": app()})]
+    assert after(*rounds).deploy.version == "2"
+    rounds.append((at(2), {"1": app(), "2": app("DEPLOYING")}))
+    rolling = after(*rounds)
+    assert (rolling.progress.active, rolling.progress.state, rolling.retire) == ("1", "rolling", ())
+    assert set(rolling.progress.entries) == {"1", "2"}
+    rounds.append((at(2), {"1": app(), "2": app()}))
+    moved = after(*rounds)
+    assert (moved.progress.active, moved.progress.state, moved.retire) == ("2", "ready", ("1",))
+    assert set(moved.progress.entries) == {"2"}
+    rounds.append((at(2), {"1": app("DELETING"), "2": app()}))
+    assert after(*rounds).retire == ()
+
+
+def test_a_new_version_that_does_not_start_leaves_the_old_one_answering():
+    failed = after(
+        (at(1), {"1": app()}), (at(2), {"1": app(), "2": app("DEPLOY_FAILED", "out of memory")})
+    )
+    assert (failed.progress.active, failed.progress.state) == ("1", "ready")
+    assert failed.progress.message == "version 2 does not start: out of memory"
+    assert failed.retire == ()
+
+
+def test_a_first_version_that_does_not_start_is_a_failure_with_its_reason():
+    failed = after((at(1), {}), (at(1), {"1": app("DEPLOY_FAILED", "no such file")}))
+    assert (failed.progress.state, failed.progress.active) == ("failed", None)
+    assert "no such file" in failed.progress.message
+
+
+def test_a_version_that_becomes_unhealthy_stays_routed():
+    sick = after((at(1), {"1": app()}), (at(1), {"1": app("UNHEALTHY", "dies")}))
+    assert sick.progress.active == "1"
+    assert "dies" in sick.progress.message
+
+
+def test_a_lost_alias_changes_nothing_but_the_message():
+    lost = after((at(1), {"1": app()}), (Resolved(None, "no alias"), {"1": app()}))
+    assert (lost.progress.active, lost.progress.state, lost.deploy) == ("1", "ready", None)
+    assert lost.progress.message == "no alias"
+    never = after((Resolved(None, "no model"), {}))
+    assert (never.progress.state, never.deploy) == ("failed", None)
+
+
+def test_a_changed_spec_changes_the_replicas_in_place():
+    changed = after((at(1), {"1": app()}), (at(1), {"1": app(digest="old")}))
+    assert changed.deploy.version == "1"
+    assert changed.progress.active == "1"
+    more = SPEC.model_copy(update={"queue": 5})
+    assert digest(more) == DIGEST, "what only the gateway needs does not touch replicas"
+
+
+def test_going_back_retires_the_version_that_was_coming():
+    back = after(
+        (at(1), {"1": app()}),
+        (at(2), {"1": app(), "2": app("DEPLOYING")}),
+        (at(1), {"1": app(), "2": app("DEPLOYING")}),
+    )
+    assert (back.progress.active, back.retire, back.progress.state) == ("1", ("2",), "ready")
+
+
+STATUSES = st.sampled_from(["DEPLOYING", "RUNNING", "DEPLOY_FAILED", "UNHEALTHY", "DELETING"])
+APPS = st.dictionaries(
+    st.sampled_from("123"), st.builds(App, STATUSES, st.just("m"), st.sampled_from([DIGEST, "old"]))
+)
+RESOLVED = st.sampled_from([at(1), at(2), at(3), Resolved(None, "gone")])
+
+
+@given(st.lists(st.tuples(RESOLVED, APPS), min_size=1, max_size=8))
+def test_whatever_is_observed_routes_name_only_known_versions_and_nothing_routed_is_retired(rounds):
+    progress = Progress()
+    for resolved, apps in rounds:
+        decision = decide(SPEC, resolved, apps, progress)
+        progress = decision.progress
+        routed = route(SPEC, progress)
+        assert set(routed["weights"]) <= set(routed["versions"])
+        assert not set(decision.retire) & set(routed["weights"])
+        assert set(decision.retire) <= set(apps)
+        again = decide(SPEC, resolved, apps, progress)
+        assert again.progress == decision.progress, "the same observation twice changes once"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("digits--v3", ("digits", "3")), ("a-b--v12", ("a-b", "12")), ("digits", None),
+     ("digits--vx", None), ("--v3", None), ("sundog-gateway", None)],
+)  # fmt: skip
+def test_names_of_applications(name, parts):
+    assert service_of(name) == parts
+    if parts:
+        assert app_name(*parts) == name
