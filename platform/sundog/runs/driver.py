@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
@@ -139,9 +139,9 @@ def interruptible(work: Callable[[], T]) -> T:
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="run").start()
-    while True:
-        with suppress(TimeoutError):
-            return answer.result(timeout=0.2)
+    while not answer.done():
+        wait([answer], timeout=0.2)
+    return answer.result()
 
 
 class Watcher:

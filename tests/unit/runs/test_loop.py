@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import Toy, toy_spec
+
+from sundog.errors import RecipeError, RunError, StorageUnavailable
+from sundog.runs.exchange import Alone
+from sundog.runs.interval import Cadence
+from sundog.runs.loop import SAVE, STOP, Loop
+from sundog.runs.saver import Saver
+from sundog.runs.verify import verify
+from sundog.storage.root import open_root
+
+
+def trained(spec=None, recipe=None, saver=None, **more):
+    loop = Loop(spec or toy_spec(), recipe or Toy(), **more)
+    loop.saver = saver
+    curve = []
+    loop.trace = lambda step, loss: curve.append(loss)
+    loop.join(Alone())
+    return loop, loop.run(), curve
+
+
+def saver(tmp_path, every=4, keep=2):
+    return Saver(open_root(str(tmp_path)), "runs/r", keep=keep, cadence=Cadence(every))
+
+
+def parameters(loop):
+    return torch.cat([p.detach().flatten() for p in loop.params])
+
+
+def test_it_learns_and_measures():
+    _, outcome, curve = trained(toy_spec(steps=150))
+    assert outcome.state == "finished"
+    assert sum(curve[-10:]) < 0.5 * sum(curve[:10])
+    assert set(outcome.metrics) == {"val_loss", "error"}
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    one, two, other = (trained(toy_spec(seed=s))[0] for s in (1, 1, 2))
+    assert torch.equal(parameters(one), parameters(two))
+    assert not torch.equal(parameters(one), parameters(other))
+
+
+def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path):
+    whole, _, curve = trained()
+    asked = iter([0, 0, 0, 0, 0, STOP])
+    _, outcome, first = trained(saver=saver(tmp_path), asked=lambda: next(asked))
+    assert (outcome.state, outcome.step) == ("stopped", 5)
+    rest, outcome, second = trained(saver=saver(tmp_path))
+    assert outcome.state == "finished"
+    assert first + second == curve
+    assert torch.equal(parameters(rest), parameters(whole))
+    assert verify(open_root(str(tmp_path)), "r").good
+
+
+def test_a_corrupted_checkpoint_costs_steps_and_nothing_else(tmp_path):
+    whole, _, _ = trained()
+    asked = iter([0] * 9 + [STOP])
+    trained(saver=saver(tmp_path), asked=lambda: next(asked))
+    for file in (tmp_path / "runs/r/checkpoints/9").glob("state*"):
+        file.write_bytes(b"rubbish")
+    again, outcome, curve = trained(saver=saver(tmp_path))
+    assert outcome.state == "finished"
+    assert len(curve) == 4  # from step 8
+    assert torch.equal(parameters(again), parameters(whole))
+    verdict = verify(open_root(str(tmp_path)), "r")
+    assert (verdict.lost, verdict.duplicated) == (0, 0)
+
+
+def test_a_checkpoint_is_taken_when_asked_for(tmp_path):
+    asked = iter([0, 0, SAVE, 0, 0, STOP])
+    source = saver(tmp_path, every=1000, keep=9)
+    trained(saver=source, asked=lambda: next(asked))
+    assert source.checkpoints.steps() == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        ("model", r"model\(\) raised ValueError: no such layer \(toy.py:\d+, in model\)"),
+        ("batchnorm", "exact mode refuses BatchNorm1d"),
+    ],
+)
+def test_a_recipe_that_cannot_be_built_says_why(fail, message):
+    with pytest.raises(RecipeError, match=message):
+        trained(recipe=Toy(fail=fail))
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        ("loss", r"loss\(\) raised RuntimeError: shapes do not match \(toy.py:\d+, in loss\)"),
+        ("shape", "not a scalar"),
+        ("unrepeatable", "differs between two calls"),
+    ],
+)
+def test_a_recipe_that_raises_is_one_message(fail, message):
+    with pytest.raises(RecipeError, match=message):
+        trained(recipe=Toy(fail=fail))
+
+
+def test_batchnorm_is_allowed_where_exactness_is_not_asked_for():
+    assert trained(toy_spec(exact=False), Toy(fail="batchnorm"))[1].state == "finished"
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_its_last_checkpoint(tmp_path):
+    source = saver(tmp_path)
+    _, outcome, _ = trained(recipe=Toy(fail="nan", bad_step=50), saver=source)
+    assert outcome.state == "failed"
+    assert "the loss became nan" in outcome.why
+    assert "learning rate" in outcome.fix
+    assert source.checkpoints.latest().step == 4
+    _, outcome, curve = trained(saver=saver(tmp_path))
+    assert outcome.state == "finished"
+    assert len(curve) == 8
+
+
+def test_a_data_set_that_changed_its_length_is_refused(tmp_path):
+    trained(toy_spec(steps=5), saver=saver(tmp_path))
+    with pytest.raises(RunError, match="rows of training data 100 → 120"):
+        trained(recipe=Toy(rows=120), saver=saver(tmp_path))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    trained(toy_spec(steps=5), saver=saver(tmp_path))
+
+    class Wider(Toy):
+        def model(self):
+            return torch.nn.Linear(4, 1)
+
+    with pytest.raises(RunError, match="of another model"):
+        trained(recipe=Wider(), saver=saver(tmp_path))
+
+
+def test_a_root_that_cannot_be_written_any_more_ends_the_run(tmp_path, monkeypatch):
+    source = saver(tmp_path)
+    write = source.checkpoints.save
+
+    def full(step, parts, about):
+        if step > 4:
+            raise StorageUnavailable("the disk is full", "make room")
+        return write(step, parts, about)
+
+    monkeypatch.setattr(source.checkpoints, "save", full)
+    _, outcome, _ = trained(saver=source)
+    assert outcome.state == "failed"
+    assert (outcome.why, outcome.fix) == ("the disk is full", "make room")
+    assert source.checkpoints.latest().step == 4
+
+
+def test_parameters_must_be_float32():
+    class Double(Toy):
+        def model(self):
+            return super().model().double()
+
+    with pytest.raises(RecipeError, match="float32"):
+        trained(recipe=Double())
+
+
+def test_bf16_runs_and_is_repeatable():
+    one, two = (trained(toy_spec(precision="bf16"))[0] for _ in range(2))
+    assert torch.equal(parameters(one), parameters(two))
+
+
+def test_progress_is_told():
+    seen = []
+    trained(tell=seen.append)
+    assert [p.step for p in seen] == list(range(1, 13))
+    assert seen[-1].world == 1
+    assert seen[-1].epoch == pytest.approx(12 * 24 / 100)
