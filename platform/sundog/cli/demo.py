@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from sundog import telemetry
 from sundog.cli.output import Output
 from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SundogError
@@ -79,7 +81,7 @@ class Demo:
             f"sundog demo · Ray {ray.__version__} on this machine ({self.ray.num_cpus} CPUs) · "
             f"storage {self._root.url}"
         )
-        with _watch(self._observe_memory):
+        with _beside(self._observe_memory, every_s=2.0):
             self._step("1 ingest", self._ingest)
             self._step("2 train", self._train)
             self._step("3 sweep", self._sweep)
@@ -125,12 +127,7 @@ class Demo:
     # -- the steps ---------------------------------------------------------------------------
 
     def _ingest(self) -> str:
-        # The storage root is on this machine, so there is no need to ship the job.
-        from sundog.runs import jobs
-        from sundog.storage.datasets import open_dataset
-
-        if jobs.ingest(["digits", "--root", self._root.url, "--quiet"]) not in (0, None):
-            raise RunError("the digits could not be written", f"is {self._root.url} writable?")
+        self._submit("ingest", "python jobs/ingest.py")
         data = open_dataset(self._root, "digits@latest")
         rows = sum(split.rows for split in data.splits.values())
         return f"{rows:,} rows of handwritten digits → data {data.ref}"
@@ -140,7 +137,7 @@ class Demo:
         metrics = record["metrics"]
         return (
             f"{record['workers']} workers · step {record['step']}/{record['steps']} · "
-            f"{_shown(metrics, 'loss', 'accuracy')} · {record.get('samples_per_s', 0):,.0f} samples/s"
+            f"loss {record['loss']:.3f} · {_shown(metrics, 'accuracy')} · {record['samples_s']:,.0f} samples/s"
         )
 
     def _sweep(self) -> str:
@@ -161,7 +158,7 @@ class Demo:
             f"{t.name} {t.datatype} {list(t.shape)}" for t in version.signature.inputs
         )
         return (
-            f"{version.ref} (champion) from {version.lineage.get('run', '?')}, takes {taken}, "
+            f"{version.ref} (champion) from {version.lineage['run']}, takes {taken}, "
             f"{len(version.files)} files verified"
         )
 
@@ -192,69 +189,65 @@ class Demo:
         )
 
     def _drill(self) -> str:
-        killed: dict[str, Any] = {}
+        from sundog.runs.verify import verify
+
+        killed: dict[str, int] = {}
 
         def kill_one(record: dict[str, Any]) -> None:
-            pids = record.get("worker_pids") or []
-            if not killed and len(pids) > 1 and (record.get("step") or 0) >= record["steps"] // 3:
-                psutil.Process(int(pids[-1])).send_signal(signal.SIGKILL)
-                killed.update(pid=pids[-1], step=record["step"])
+            workers = self._train_workers()
+            if not killed and len(workers) > 1 and (record.get("step") or 0) > record["steps"] // 5:
+                workers[-1].send_signal(signal.SIGKILL)
+                killed.update(pid=workers[-1].pid, step=record["step"])
 
         record = self._job("train", "jobs/specs/digits-recovery.yaml", watch=kill_one)
         if not killed:
+            raise RunError("the run ended before a worker could be killed", "is the machine busy?")
+        from sundog.storage.runs import open_run
+
+        events = open_run(self._root, record["run_id"]).events()
+        recovered = [event for event in events if event["event"] == telemetry.RUN_RECOVERED]
+        if not recovered:
             raise RunError(
-                "the run ended before a worker could be killed", "is the machine overloaded?"
+                "the killed worker was not replaced", "again with --keep, and see its log"
             )
-        recoveries = [e for e in self._events(record["run_id"]) if e["event"] == "run.recovered"]
-        if not recoveries:
-            raise RunError("the killed worker was not replaced", f"sundog logs {record['run_id']}")
-        event = recoveries[-1]
+        verdict = verify(self._root, record["run_id"])
+        if not verdict.good:
+            raise RunError(f"{verdict.lost} samples lost, {verdict.duplicated} duplicated", "a bug")
         return (
-            f"one of {record['workers']} workers killed at step {killed['step']} → next step in "
-            f"{event['seconds']:.1f} s · {event['recomputed_steps']} steps computed again · "
-            f"{record['samples_lost']} samples lost, {record['samples_duplicated']} duplicated"
+            f"1 of {record['workers']} workers killed → next step in {recovered[-1]['took_s']:.1f} s · "
+            f"{recovered[-1]['steps_back']} steps again · {verdict.lost} samples lost, "
+            f"{verdict.duplicated} duplicated of {verdict.samples:,}"
         )
 
     # -- how ---------------------------------------------------------------------------------
 
+    def _train_workers(self) -> list[psutil.Process]:
+        found = []
+        for process in self.ray.processes():
+            with suppress(psutil.Error):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def _job(
         self, kind: str, spec: str, watch: Callable[[dict[str, Any]], None] | None = None
     ) -> dict[str, Any]:
-        """Submit `jobs/<kind>.py` through Ray's job API; its run's record at the end."""
-        from sundog.runs import client
+        """Run `jobs/<kind>.py` through Ray's job API; its run's record at the end."""
         from sundog.storage.runs import new_run
 
-        dashboard = self.ray.endpoints.dashboard
-        name = f"demo-{Path(spec).stem}"
-        folder = new_run(self._root, name, None)
-        job_id = client.submit(
-            f"python jobs/{kind}.py {spec} --run-id {folder.run_id}",
-            address=dashboard, working_dir=".", env=client.forwarded_environment(),
-        )  # fmt: skip
-        lines: list[str] = []
-
-        def write(line: str) -> None:
-            lines.append(line)
-            if not self.out.as_json:
-                print(f"      {line}", flush=True)
-
-        def look() -> None:
-            if watch is not None:
-                watch(folder.record())
-
-        state = client.follow(job_id, address=dashboard, write=write, poll=look)
+        folder = new_run(self._root, Path(spec).stem)
+        with _beside(lambda: watch(folder.record()) if watch else None, every_s=0.2):
+            self._submit(kind, f"python jobs/{kind}.py {spec} --run-id {folder.run_id}")
         record: dict[str, Any] = folder.record()
-        if state != "SUCCEEDED":
-            raise RunError(
-                f"{kind} ended {state.lower()}: {record.get('message') or ' / '.join(lines[-3:])}",
-                "again with --keep, then: sundog logs " + folder.run_id,
-            )
         return record
 
-    def _events(self, run_id: str) -> list[dict[str, Any]]:
-        from sundog.storage.runs import open_run
+    def _submit(self, kind: str, entrypoint: str) -> None:
+        from sundog.runs import client
 
-        return open_run(self._root, run_id).events()
+        dashboard = self.ray.endpoints.dashboard
+        job_id = client.submit(entrypoint, address=dashboard, working_dir=".")
+        for line in client.follow(job_id, address=dashboard, poll_s=0.2):
+            self.out.say(f"      {line[:150]}")
 
     def _observe_memory(self) -> None:
         self._peak_bytes = max(self._peak_bytes, summed_pss_bytes(self.ray))
@@ -274,16 +267,17 @@ def summed_pss_bytes(ray: LocalRay) -> int:
     return total * 1024
 
 
-class _watch:
-    """Calls `look` every other second beside the block."""
+class _beside:
+    """Calls `look` beside the block, every so often."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
+    def __init__(self, look: Callable[[], None], every_s: float) -> None:
         self._look = look
+        self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        while not self._stop.wait(2.0):
+        while not self._stop.wait(self._every_s):
             self._look()
 
     def __enter__(self) -> None:

@@ -5,6 +5,7 @@ Knows nothing of what the run computes.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -53,7 +54,7 @@ def driving(
     with lease.kept(), _cancellable(folder):
         folder.update(
             kind=kind, state="running", message="", ended_s=None,
-            started_s=before.get("started_s") or clock.now_s(), **about,
+            started_s=before.get("started_s") or clock.now_s(), job_id=_job_id(), **about,
         )  # fmt: skip
         folder.event(telemetry.RUN_RESUMED if resumed else telemetry.RUN_STARTED, kind=kind)
         done: dict[str, Any] = {}
@@ -72,6 +73,13 @@ def driving(
             _end(folder, "failed", telemetry.RUN_FAILED, clock, message=message)
             raise
         _end(folder, "finished", telemetry.RUN_FINISHED, clock, **done)
+
+
+def _job_id() -> str | None:
+    """The id under which Ray's job API knows this driver; None when it was not submitted."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    job_id: str | None = (config.get("metadata") or {}).get("job_submission_id")
+    return job_id
 
 
 def _end(folder: RunFolder, state: str, event: str, clock: Clock, **fields: Any) -> None:

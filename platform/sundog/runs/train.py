@@ -204,13 +204,18 @@ class Follower:
         last = progress["step"] == progress["steps"]
         if progress["step"] < self._step:
             back = self._step - progress["step"]
-            self._folder.event(telemetry.RUN_RECOVERED, step=progress["step"], steps_back=back)
+            # From the last news of the lost workers to the first of those that go on.
+            took_s = progress["at_s"] - self._news_s
+            self._folder.event(
+                telemetry.RUN_RECOVERED, step=progress["step"], steps_back=back, took_s=took_s
+            )
             say(
                 self._folder,
-                f"recovered at step {progress['step']:,}, going over {back} steps again",
+                f"recovered at step {progress['step']:,} after {took_s:.1f} s, "
+                f"going over {back} steps again",
             )
             self._printed_s = float("-inf")
-        self._step = progress["step"]
+        self._step, self._news_s = progress["step"], progress["at_s"]
         if last or now_s - self._printed_s >= _PRINT_EVERY_S:
             self._printed_s = now_s
             say(self._folder, progress_line(progress))
