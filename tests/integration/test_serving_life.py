@@ -78,7 +78,7 @@ def test_a_killed_replica_costs_no_request(served, local_ray):
 
 def test_the_gateway_serves_on_while_control_is_killed_and_control_resumes(served, local_ray):
     gateway, tmp = served
-    control = processes(local_ray, "Control")
+    control = processes(local_ray, "ray::Control")
     assert len(control) == 1
     with load(gateway, "life", {"2": 3.0, "3": 5.0}) as seen:
         wait_for("load", lambda: seen.total > 20)
@@ -112,11 +112,8 @@ def test_more_replicas_are_a_change_in_place(served, local_ray):
         serve_files.deploy_file(file, local_ray.endpoints.dashboard)
 
         def two():
-            [row] = [
-                r
-                for r in httpx.get(f"{gateway}/sundog/services", trust_env=False).json()
-                if r["service"] == "life"
-            ]
+            rows = httpx.get(f"{gateway}/sundog/services", trust_env=False).json()
+            [row] = [r for r in rows if r["service"] == "life"]
             return row["replicas"] == 2
 
         wait_for("two replicas", two)
@@ -152,7 +149,11 @@ def test_everything_listens_on_loopback_and_private_sockets_are_private(served, 
         except psutil.Error:
             continue
     assert port in listening
-    open_to_all = {p: w for p, w in listening.items() if w[0] not in ("127.0.0.1", "::1")}
+    open_to_all = {
+        p: w
+        for p, w in listening.items()
+        if w[0].removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+    }
     assert not open_to_all
     sockets = list(local_ray.temp_dir.glob("**/sundog-*/s"))
     assert sockets

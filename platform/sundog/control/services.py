@@ -51,7 +51,8 @@ class Observation:
 
     apps: Mapping[str, serve_apps.AppView]
     specs: Mapping[str, ServiceSpec]
-    faults: Mapping[str, str]
+    anchors: Mapping[str, str]
+    """service -> the application that is its anchor"""
 
 
 class ServicesController:
@@ -75,6 +76,7 @@ class ServicesController:
         self._missing: dict[str, int] = {}
         self._retiring: dict[str, tuple[int, float]] = {}
         self._specs: dict[str, ServiceSpec] = {}
+        self._anchors: dict[str, str] = {}
         self._progress: dict[str, Progress] = {}
         self._resolved: dict[tuple[str, str], Resolved] = {}
         self._stored: dict[str, Any] = {}
@@ -82,8 +84,9 @@ class ServicesController:
         self.gateway_message = ""
         for name, (spec, state) in store.services().items():
             self._specs[name] = ServiceSpec.model_validate(spec)
+            self._stored[name] = (spec, dict(state))
+            self._anchors[name] = state.pop("anchor")
             self._progress[name] = Progress(**state)
-            self._stored[name] = (spec, state)
 
     # -- one round
 
@@ -93,6 +96,7 @@ class ServicesController:
             return
         self._forget(seen)
         self._specs.update(seen.specs)
+        self._anchors.update(seen.anchors)
         deploys: dict[str, Any] = {}
         decisions: dict[str, Decision] = {}
         for name, spec in self._specs.items():
@@ -123,7 +127,7 @@ class ServicesController:
         apps = serve_apps.applications()
         if apps is None:
             return None
-        specs, faults = {}, {}
+        specs, anchors = {}, {}
         for app in apps.values():
             anchor = app.deployments.get(ANCHOR)
             if anchor is None or app.status == "DELETING":
@@ -131,16 +135,17 @@ class ServicesController:
             try:
                 spec = ServiceSpec.model_validate(anchor.user_config["spec"])
             except (ValidationError, KeyError, TypeError) as error:
-                faults[app.name] = str(error)
+                log.warning("anchor %s is not read: %s", app.name, error)
                 continue
             specs[spec.service] = spec
+            anchors[spec.service] = app.name
         gateway = apps.get(GATEWAY_APP)
         self.gateway_message = _gateway_fault(gateway)
-        return Observation(apps, specs, faults)
+        return Observation(apps, specs, anchors)
 
     def _forget(self, seen: Observation) -> None:
         for name in list(self._specs):
-            if name in seen.specs:
+            if name in seen.specs or self._is_rebuilt(name, seen):
                 self._missing.pop(name, None)
                 continue
             self._missing[name] = self._missing.get(name, 0) + 1
@@ -151,6 +156,11 @@ class ServicesController:
                 if self._stored.pop(name, None) is not None:
                     self._store.delete_service(self._lease, name)
                     self._store.add_event(self._lease, telemetry.SERVICE_REMOVED, name, {})
+
+    def _is_rebuilt(self, name: str, seen: Observation) -> bool:
+        """A redeployed anchor shows no deployment for a while; its application is there all along."""
+        app = seen.apps.get(self._anchors.get(name, ""))
+        return app is not None and app.status != "DELETING" and ANCHOR not in app.deployments
 
     # -- observing the registry
 
@@ -198,6 +208,7 @@ class ServicesController:
         state = {
             "active": progress.active, "entries": dict(progress.entries),
             "state": progress.state, "message": progress.message,
+            "anchor": self._anchors[name],
         }  # fmt: skip
         if self._stored.get(name) != (spec, state):
             self._store.put_service(self._lease, name, spec, state)

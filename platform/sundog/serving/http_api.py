@@ -105,8 +105,10 @@ class GatewayApp:
         self._authorise(scope, name)
         route, chosen = self.routes.find_version(name, version)
         body = await read_body(scope, receive, route.max_body)
+        # Routes may have moved while the body came; from here to the queue nothing waits.
+        route, chosen = self.routes.find_version(name, version)
         if chosen is None:
-            chosen = await self._hold(route)
+            chosen = await self._hold(name)
         parsed = chosen.contract.read(body)
         outputs = await chosen.lane.call(parsed)
         return chosen.contract.write(parsed, outputs)
@@ -117,13 +119,16 @@ class GatewayApp:
             raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
         return verdict
 
-    async def _hold(self, route: ServiceRoute) -> VersionRoute:
+    async def _hold(self, name: str) -> VersionRoute:
         """A service without any version yet: its first one may be starting."""
         for _ in range(int(HOLD_S / 0.05)):
+            await asyncio.sleep(0.05)
+            route = self.routes.find(name)
             chosen = route.choose()
             if chosen is not None:
                 return chosen
-            await asyncio.sleep(0.05)
+            if route.document["state"] == "failed":
+                break
         message = route.document.get("message") or f"service {route.name!r} is starting"
         raise NotServed(503, message, 2.0)
 
@@ -147,7 +152,7 @@ class GatewayApp:
 
     async def _metadata(self, route: ServiceRoute, chosen: VersionRoute | None) -> bytes:
         if chosen is None:
-            chosen = await self._hold(route)
+            chosen = await self._hold(route.name)
         platform = "pytorch_export" if chosen.kind == "torch-export" else chosen.kind
         return orjson.dumps(chosen.contract.describe(sorted(route.versions), platform))
 

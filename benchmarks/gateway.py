@@ -1,0 +1,287 @@
+"""The gateway against its peers: same model, same load, same machine, one run.
+
+    python benchmarks/gateway.py [--quick] [--json OUT] [--rows sundog,fastapi]
+
+Load comes from wrk (Debian: apt-get install wrk), one JSON row of 64 numbers a request, at 1, 32
+and 128 connections, the median of three windows. Every row's answer is compared with the model's
+own before it is measured. `foreign_cpu` is the share of the machine that other programs used in
+the window: look at it before believing a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from sundog.rayapi.local import LocalRay, free_ports
+
+HERE = Path(__file__).parent
+CONNECTIONS = (1, 32, 128)
+ROWS = ("sundog", "fastapi", "ray-serve", "ray-serve-usual")
+
+LUA = """
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+local file = io.open("%s", "rb")
+wrk.body = file:read("*a")
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format('\\n{"requests": %%d, "us": %%d, "p50": %%f, "p99": %%f, "errors": %%d}\\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+def make_model(folder: Path) -> tuple[Path, Any]:
+    """A 64-128-10 MLP as an exported program."""
+    import torch
+
+    from sundog.storage.programs import export_program
+
+    class Mlp(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+            )
+
+        def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.layers(pixels)}
+
+    torch.manual_seed(0)
+    model = Mlp().eval()
+    path = folder / "mlp.pt2"
+    signature = export_program(model, {"pixels": torch.zeros(2, 64)}, path)
+    return path, (model, signature)
+
+
+@contextmanager
+def sundog_row(folder: Path, path: Path, signature: Any) -> Iterator[tuple[str, list[int]]]:
+    """The whole platform: `sundog deploy` of one service on a local Ray."""
+    from sundog.control.serve_files import deploy_file
+    from sundog.storage.models import Registry
+    from sundog.storage.root import open_root
+
+    root = open_root(f"file://{folder}/root")
+    Registry(root).import_export("mlp", path, signature, alias="champion")
+    file = folder / "mlp.yaml"
+    file.write_text(
+        "proxy_location: Disabled\napplications:\n- name: mlp\n  import_path: sundog:service\n"
+        "  route_prefix: null\n  args: {service: mlp, model: mlp@champion}\n"
+    )
+    with LocalRay(root.url, num_cpus=2, object_store_bytes=256 * 2**20) as ray:
+        token = Path(ray.endpoints.token_path).read_text().strip()
+        deploy_file(file, ray.endpoints.dashboard, token)
+        url = f"{ray.endpoints.gateway}/v2/models/mlp"
+        wait(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 200)
+        yield f"{url}/infer", [p.pid for p in ray.processes()]
+
+
+@contextmanager
+def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
+    [port] = free_ports(1)
+    command = [sys.executable, str(HERE / "gateway_peers.py"), name, "--port", str(port)]
+    command += ["--model", str(path)]
+    if name == "fastapi":
+        with ended(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
+            url = f"http://127.0.0.1:{port}/v2/models/mlp/infer"
+            wait(lambda: httpx.get(url, trust_env=False).status_code == 405)
+            yield url, [process.pid]
+        return
+    with LocalRay("file:///nonexistent", num_cpus=2, object_store_bytes=256 * 2**20) as ray:
+        environment = ray.environment() | {"RAY_ADDRESS": ray.endpoints.gcs}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        with ended(process):
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip() == b"ready":
+                    break
+            pids = [p.pid for p in ray.processes()] + [process.pid]
+            yield f"http://127.0.0.1:{port}/v2/models/mlp/infer", pids
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait(check: Any, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            if check():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise SystemExit("the row did not come up")
+
+
+def check_answer(url: str, body: dict[str, Any], expected: np.ndarray[Any, Any]) -> None:
+    answer = httpx.post(url, json=body, timeout=30, trust_env=False)
+    answer.raise_for_status()
+    got = np.array(answer.json()["outputs"][0]["data"], dtype=np.float32)
+    if not np.allclose(got, expected, atol=1e-5):
+        raise SystemExit(f"{url} answers something else: {got} instead of {expected}")
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    total = 0.0
+    for pid in pids:
+        try:
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+        except psutil.Error:
+            continue
+    return total
+
+
+def machine_seconds() -> float:
+    times = psutil.cpu_times()
+    return times.user + times.system + times.nice + times.softirq + times.irq
+
+
+def window(
+    url: str, script: Path, connections: int, seconds: float, pids: list[int]
+) -> dict[str, float]:
+    """One run of wrk: rps, p50_ms, p99_ms, errors, foreign_cpu."""
+    machine, own = machine_seconds(), cpu_seconds(pids)
+    start = time.monotonic()
+    process = subprocess.Popen(
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    before = resource_children()
+    output = process.communicate()[0]
+    passed = time.monotonic() - start
+    used = cpu_seconds(pids) - own + resource_children() - before
+    foreign = max(0.0, machine_seconds() - machine - used) / passed / (os.cpu_count() or 1)
+    seen = json.loads(output.strip().splitlines()[-1])
+    return {
+        "rps": seen["requests"] / seen["us"] * 1e6,
+        "p50_ms": seen["p50"] / 1000,
+        "p99_ms": seen["p99"] / 1000,
+        "errors": seen["errors"],
+        "foreign_cpu": round(foreign, 3),
+    }
+
+
+def resource_children() -> float:
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def memory_mb(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        try:
+            total += psutil.Process(pid).memory_full_info().pss
+        except psutil.Error:
+            continue
+    return round(total / 1e6)
+
+
+def measure(
+    name: str, url: str, pids: list[int], script: Path, seconds: float, repeats: int
+) -> list[dict[str, Any]]:
+    window(url, script, 8, min(2.0, seconds), pids)  # warm-up
+    rows = []
+    for connections in CONNECTIONS:
+        runs = [window(url, script, connections, seconds, pids) for _ in range(repeats)]
+        row: dict[str, Any] = {"name": name, "connections": connections}
+        for key in ("rps", "p50_ms", "p99_ms", "errors", "foreign_cpu"):
+            row[key] = round(statistics.median(r[key] for r in runs), 3)
+        row["errors"] = sum(int(r["errors"]) for r in runs)
+        row["pss_mb"] = memory_mb(pids)
+        rows.append(row)
+        print(
+            f"{name:16} {connections:4} conn {row['rps']:9,.0f}/s  p50 {row['p50_ms']:7.2f} ms  "
+            f"p99 {row['p99_ms']:7.2f} ms  errors {row['errors']}  foreign {row['foreign_cpu']:.0%}",
+            flush=True,
+        )
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    model = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="ours and FastAPI, one short window")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--rows", help=f"comma-separated, of {', '.join(ROWS)}")
+    parser.add_argument("--seconds", type=float, help="length of a window")
+    args = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is not installed\n  Debian: apt-get install wrk")
+    chosen = args.rows.split(",") if args.rows else list(ROWS[:2] if args.quick else ROWS)
+    unknown = set(chosen) - set(ROWS)
+    if unknown:
+        raise SystemExit(f"no such row: {', '.join(unknown)}\n  rows: {', '.join(ROWS)}")
+    seconds = args.seconds or (1.0 if args.quick else 8.0)
+    repeats = 1 if args.quick else 3
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="sundog-bench-") as name:
+        folder = Path(name)
+        path, (model, signature) = make_model(folder)
+        pixels = np.random.default_rng(0).integers(0, 17, (1, 64)).astype(np.float32)
+        body = {
+            "inputs": [
+                {"name": "pixels", "shape": [1, 64], "datatype": "FP32",
+                 "data": pixels.reshape(-1).tolist()},
+            ]
+        }  # fmt: skip
+        import torch
+
+        expected = model(torch.from_numpy(pixels))["logits"].detach().numpy().reshape(-1)
+        (folder / "body.json").write_text(json.dumps(body))
+        script = folder / "post.lua"
+        script.write_text(LUA % (folder / "body.json"))
+        for row in chosen:
+            opened = sundog_row(folder, path, signature) if row == "sundog" else peer_row(row, path)
+            with opened as (url, pids):
+                check_answer(url, body, expected)
+                rows += measure(row, url, pids, script, seconds, repeats)
+    result = {
+        "format": 1, "benchmark": "gateway", "machine": machine(), "quick": args.quick,
+        "seconds": seconds, "repeats": repeats, "rows": rows,
+    }  # fmt: skip
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()
