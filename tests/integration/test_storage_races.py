@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 
 import pytest
 import s3server
@@ -32,7 +33,20 @@ def url(request, tmp_path, monkeypatch):
     return f"s3://{s3server.make_bucket(endpoint)}/race"
 
 
+def _linger():
+    """Widen the window between looking and acting, where a check without a lock would lose."""
+    for name in ("link", "replace"):
+        real = getattr(os, name)
+
+        def late(*arguments, real=real):
+            time.sleep(0.003)
+            return real(*arguments)
+
+        setattr(os, name, late)
+
+
 def _writer(url, path, index, barrier, answers):
+    _linger()
     root = open_root(url)
     registry = Registry(root)
     barrier.wait()
