@@ -96,7 +96,7 @@ class ScriptedEc2:
             self.script.calls.append(
                 {
                     **launch,
-                    "at_s": at_s,
+                    "at_s": at_s, "answered_s": time.time(),
                     "refused": code,
                     "count": form.get("MaxCount"),
                     "token": token,
