@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,14 @@ def cluster() -> Endpoints:
         )
     os.environ.update({k: v for k, v in found.env().items() if v})
     return found
+
+
+def quiet_ray() -> None:
+    """Ray's client says much while it packs a folder, none of it for the person at this command."""
+    import ray.dashboard.modules.dashboard_sdk as sdk
+
+    for name in (ray.__name__, sdk.__name__):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def gateway() -> str:

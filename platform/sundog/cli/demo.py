@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from sundog import telemetry
+from sundog.cli.connection import quiet_ray
 from sundog.cli.output import Output
 from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SundogError
@@ -127,7 +128,9 @@ class Demo:
     # -- the steps ---------------------------------------------------------------------------
 
     def _ingest(self) -> str:
-        self._submit("ingest", "python jobs/ingest.py")
+        from sundog.storage.datasets import open_dataset
+
+        self._submit("python jobs/ingest.py")
         data = open_dataset(self._root, "digits@latest")
         rows = sum(split.rows for split in data.splits.values())
         return f"{rows:,} rows of handwritten digits → data {data.ref}"
@@ -137,7 +140,8 @@ class Demo:
         metrics = record["metrics"]
         return (
             f"{record['workers']} workers · step {record['step']}/{record['steps']} · "
-            f"loss {record['loss']:.3f} · {_shown(metrics, 'accuracy')} · {record['samples_s']:,.0f} samples/s"
+            f"loss {record['loss']:.3f} · "
+            f"{_shown(metrics, 'accuracy')} · {record['samples_s']:,.0f} samples/s"
         )
 
     def _sweep(self) -> str:
@@ -237,17 +241,19 @@ class Demo:
 
         folder = new_run(self._root, Path(spec).stem)
         with _beside(lambda: watch(folder.record()) if watch else None, every_s=0.2):
-            self._submit(kind, f"python jobs/{kind}.py {spec} --run-id {folder.run_id}")
+            self._submit(f"python jobs/{kind}.py {spec} --run-id {folder.run_id}")
         record: dict[str, Any] = folder.record()
         return record
 
-    def _submit(self, kind: str, entrypoint: str) -> None:
+    def _submit(self, entrypoint: str) -> None:
         from sundog.runs import client
 
+        quiet_ray()
         dashboard = self.ray.endpoints.dashboard
         job_id = client.submit(entrypoint, address=dashboard, working_dir=".")
         for line in client.follow(job_id, address=dashboard, poll_s=0.2):
-            self.out.say(f"      {line[:150]}")
+            if "job_manager.py" not in line:  # Ray's own word that the job is being set up
+                self.out.say(f"      {line[:150]}")
 
     def _observe_memory(self) -> None:
         self._peak_bytes = max(self._peak_bytes, summed_pss_bytes(self.ray))

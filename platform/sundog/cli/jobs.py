@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sundog import spec as specs
-from sundog.cli.connection import cluster
+from sundog.cli.connection import cluster, quiet_ray
 from sundog.cli.output import Json, Output
 from sundog.errors import SpecError
 
@@ -125,6 +125,7 @@ def _job(
 def _submit(kind: str, options: list[str], working_dir: Path, detach: bool, out: Output) -> int:
     from sundog.runs import client
 
+    quiet_ray()
     found = cluster()
     entrypoint = f"python -m sundog {kind} {shlex.join(options)}"
     job_id = client.submit(entrypoint, address=found.dashboard, working_dir=str(working_dir))

@@ -194,7 +194,7 @@ class Follower:
     def __init__(self, folder: RunFolder, channel: Channel) -> None:
         self._folder, self._channel = folder, channel
         self._step, self._printed_s, self._recorded_s = -1, float("-inf"), float("-inf")
-        self._seen_s = 0.0
+        self._news_s = 0.0
 
     def __call__(self) -> None:
         progress = self._channel.read("progress")
@@ -215,7 +215,8 @@ class Follower:
                 f"going over {back} steps again",
             )
             self._printed_s = float("-inf")
-        self._step, self._news_s = progress["step"], progress["at_s"]
+        self._step = progress["step"]
+        self._news_s = float(progress["at_s"])
         if last or now_s - self._printed_s >= _PRINT_EVERY_S:
             self._printed_s = now_s
             say(self._folder, progress_line(progress))
@@ -225,18 +226,6 @@ class Follower:
                 step=progress["step"], steps=progress["steps"], workers=progress["world"],
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
             )  # fmt: skip
-
-    def _recovered(self, progress: dict[str, Any]) -> None:
-        back, gap_s = self._step - progress["step"], progress["at_s"] - self._seen_s
-        self._folder.event(
-            telemetry.RUN_RECOVERED, step=progress["step"], steps_back=back, seconds=gap_s
-        )
-        say(
-            self._folder,
-            f"recovered after {gap_s:.1f} s at step {progress['step']:,}: "
-            f"{back} steps computed again, 0 samples lost",
-        )
-        self._printed_s = float("-inf")
 
 
 def progress_line(progress: dict[str, Any]) -> str:
