@@ -1,0 +1,239 @@
+"""What a cluster spec would cost, before money is spent: the ladder of each pool as data and text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sundog.capacity.check import Bought, check, read_spec
+from sundog.capacity.state import PoolPlan
+from sundog.clock import WALL, Clock
+from sundog.market.offers import Offer
+from sundog.market.prices import PriceBook
+
+DAY_S = 86400.0
+TOLD_RUNGS = 3
+STALE_DAYS = 30
+
+
+@dataclass(frozen=True)
+class Rung:
+    number: int
+    market: str
+    zone: str
+    shape: str
+    usd_hour: float | None
+    at_most_usd_hour: float | None
+    expected_usd_hour: float | None
+    age_days: int | None
+
+
+@dataclass(frozen=True)
+class PoolTable:
+    name: str
+    nodes: str
+    rungs: list[Rung]
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What an account must be allowed, in vCPUs. A new account's GPU quotas are zero."""
+
+    family: str
+    market: str
+    vcpus: int
+    allowed: int | None = None
+
+    @property
+    def ask_for(self) -> int:
+        return max(0, self.vcpus - (self.allowed or 0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Dollars are None where any part of them has no price."""
+
+    cluster: str
+    region: str
+    pools: list[PoolTable]
+    usd_hour_min: float | None
+    usd_hour_max: float | None
+    usd_hour_max_on_demand: float | None
+    budget_usd_hour: float | None
+    refused: list[str]
+    quotas: list[Quota]
+
+
+def plan_cluster(
+    path: str | Path, *, book: PriceBook | None = None, clock: Clock = WALL,
+    allowed: dict[tuple[str, str], int] | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of the spec at `path`.
+
+    `allowed` is (quota family, market) -> vCPUs as the account has them, from `clouds.aws_quotas`;
+    None when nobody asked the account.
+    """
+    bought = check(read_spec(path), book)
+    spec = bought.spec
+    pools = [
+        PoolTable(
+            n, str(spec.pools[n].nodes), [_rung(i, o, bought, clock) for i, o in enumerate(p.offers, 1)],
+            fallback=spec.cloud.name == "aws",
+        )
+        for n, p in bought.pools.items()
+    ]  # fmt: skip
+    low, high, full = _totals(bought)
+    return Plan(
+        spec.cluster, spec.cloud.region, pools, low, high, full, spec.budget,
+        _refused(bought, high), _quotas(bought, allowed),
+    )  # fmt: skip
+
+
+def _rung(number: int, offer: Offer, bought: Bought, clock: Clock) -> Rung:
+    price = bought.book.find(
+        bought.market_cloud, offer.market, offer.region, offer.zone, offer.shape
+    )
+    return Rung(
+        number, offer.market, offer.zone or "any", offer.shape, offer.usd_hour,
+        offer.bound_usd_hour, offer.expected_usd_hour,
+        price.age_days(clock.now_s()) if price else None,
+    )  # fmt: skip
+
+
+def _first(plan: PoolPlan, market: str | None = None) -> float | None:
+    costs = [o.ceiling_usd_hour for o in plan.offers if market in (None, o.market)]
+    return next((c for c in costs if c is not None), None)
+
+
+def _totals(bought: Bought) -> tuple[float | None, float | None, float | None]:
+    """Dollars an hour at every pool's lower end, at its upper end, and that all on-demand."""
+    if bought.market_cloud == "onprem":
+        return None, None, None
+    head = bought.head_usd_hour
+    low = high = full = head
+    for name, pool in bought.spec.pools.items():
+        plan = bought.pools[name]
+        cheap, dear = _first(plan), _first(plan, "on-demand")
+        floor = min(pool.on_demand_floor, pool.nodes.low)
+        least = _add(_times(floor, dear), _times(pool.nodes.low - floor, cheap))
+        low = _add(low, least)
+        most = pool.nodes.high or 0
+        upper = _add(_times(pool.on_demand_floor, dear), _times(most - pool.on_demand_floor, cheap))
+        high = _add(high, upper)
+        full = _add(full, _times(most, dear))
+    return low, high, full
+
+
+def _times(count: int, price: float | None) -> float | None:
+    return 0.0 if count == 0 else None if price is None else count * price
+
+
+def _add(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _refused(bought: Bought, high: float | None) -> list[str]:
+    spec, out = bought.spec, []
+    if spec.budget is not None and high is not None and high > spec.budget:
+        out.append(
+            f"at max ${high:.2f}/h, over the budget of ${spec.budget:.2f}/h: "
+            "launches stop there, whichever pool asks last"
+        )
+    for name, plan in bought.pools.items():
+        blind = sum(o.ceiling_usd_hour is None for o in plan.offers)
+        if blind and spec.budget is not None:
+            out.append(f"pool {name}: {blind} offers without any price are refused under a budget")
+    if spec.cloud.name in ("gcp", "azure"):
+        out.append("refused spot requests are repeated by Ray's own provider, never sent elsewhere")
+    if spec.cloud.name == "kuberay":
+        out.append("a worker group that finds no node waits for ever: nothing falls back here")
+    return out
+
+
+def _quotas(bought: Bought, allowed: dict[tuple[str, str], int] | None) -> list[Quota]:
+    """vCPUs by family and market that all pools at their upper ends need."""
+    wanted: dict[tuple[str, str], int] = {}
+    for name, pool in bought.spec.pools.items():
+        markets = {o.market for o in bought.pools[name].offers}
+        shapes = bought.shapes[name]
+        for market in sorted(markets):
+            largest = max((s.vcpus for s in shapes), default=0)
+            for family in {s.quota for s in shapes}:
+                key = (family, market)
+                wanted[key] = wanted.get(key, 0) + largest * (pool.nodes.high or 0)
+    if bought.head is not None:
+        key = (bought.head.quota, "on-demand")
+        wanted[key] = wanted.get(key, 0) + bought.head.vcpus
+    return [
+        Quota(f, m, v, None if allowed is None else allowed.get((f, m), 0))
+        for (f, m), v in sorted(wanted.items())
+    ]
+
+
+def render(plan: Plan, all_rungs: bool = False) -> str:
+    """The plan as people read it."""
+    out: list[str] = []
+    for pool in plan.pools:
+        ages = [r.age_days for r in pool.rungs if r.usd_hour is not None]
+        out.append(f"pool {pool.name} · {pool.nodes} nodes{_ages(ages, pool)}")
+        if pool.rungs:
+            out.append("  rung  market     zone        shape             $/h   expected*    age")
+        out += _rows(pool.rungs, all_rungs)
+    out.append(
+        f"at min {_usd(plan.usd_hour_min)} · at max {_usd(plan.usd_hour_max)} "
+        f"(all on-demand {_usd(plan.usd_hour_max_on_demand)})"
+    )
+    out += plan.refused
+    for quota in plan.quotas:
+        have = "not asked" if quota.allowed is None else f"the account has {quota.allowed}"
+        more = (
+            f", ask for {quota.ask_for} more" if quota.allowed is not None and quota.ask_for else ""
+        )
+        out.append(f"quota {quota.family} {quota.market}: {quota.vcpus} vCPUs at max, {have}{more}")
+    out.append("* (price + disk + cross-zone transfer) × (1 + expected re-work)")
+    return "\n".join(out)
+
+
+def _ages(ages: list[int | None], pool: PoolTable) -> str:
+    if not pool.rungs:
+        return " · your own machines, no price"
+    known = [a for a in ages if a is not None]
+    if not known:
+        return " · prices of unknown age" if ages else " · no prices"
+    text = f" · prices {min(known)} to {max(known)} days old"
+    return text + (", refresh them" if max(known) > STALE_DAYS else "")
+
+
+def _rows(rungs: list[Rung], all_rungs: bool) -> list[str]:
+    """The first of each market, then how many more."""
+    out = []
+    for market in ("spot", "on-demand"):
+        mine = [r for r in rungs if r.market == market]
+        shown = mine if all_rungs else mine[:TOLD_RUNGS]
+        out += [_row(r) for r in shown]
+        if len(mine) > len(shown):
+            out.append(f"     …  {len(mine) - len(shown)} more")
+    return out
+
+
+def _row(r: Rung) -> str:
+    price = f"{r.usd_hour:8.3f}" if r.usd_hour is not None else (
+        f"<={r.at_most_usd_hour:6.3f}" if r.at_most_usd_hour is not None else "       ?"
+    )  # fmt: skip
+    expected = f"{r.expected_usd_hour:8.3f}" if r.expected_usd_hour is not None else "       ?"
+    age = f"{r.age_days} d" if r.age_days is not None else "?"
+    return (
+        f"  {r.number:4}  {r.market:9}  {r.zone:10}  {r.shape:14} {price}    {expected}  {age:>6}"
+    )
+
+
+def _usd(value: float | None) -> str:
+    return "no price" if value is None else f"${value:.2f}/h"
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(plan)
