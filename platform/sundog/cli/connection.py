@@ -61,7 +61,7 @@ def quiet_ray() -> None:
     """Ray's client says much while it packs a folder, none of it for the person at this command."""
     import ray.dashboard.modules.dashboard_sdk as sdk
 
-    for name in (ray.__name__, sdk.__name__):
+    for name in ("ray", sdk.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
