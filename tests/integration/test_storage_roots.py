@@ -46,6 +46,13 @@ def test_what_is_written_is_read_and_replaced(root):
     assert not root.exists("a/b")
 
 
+def test_many_are_read_in_the_order_of_their_keys(root):
+    keys = [f"many/{n}" for n in range(40)]
+    for key in keys:
+        root.write(key, key.encode())
+    assert root.read_many([*keys[::-1], "many/none"]) == [*(k.encode() for k in keys[::-1]), None]
+
+
 def test_only_the_first_creation_succeeds(root):
     root.create("k", b"first")
     with pytest.raises(AlreadyExists):

@@ -1,6 +1,8 @@
 """Run folders on S3, which has no append: parts, followed and ordered, and the fenced lease."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -61,6 +63,17 @@ def test_a_reader_follows_from_its_position(root):
     clock.advance(2)
     appender.append(b"two\n")
     assert read_from(root, "log", position)[0] == b"two\n"
+
+
+def test_what_is_gathered_at_exit_is_written(root):
+    code = (
+        "import sys; from sundog.storage.root import open_root\n"
+        "from sundog.storage.runs import RunFolder\n"
+        "run = RunFolder(open_root(sys.argv[1]), 'gpt-1')\n"
+        "for word in ('one', 'two', 'three'): run.append_log(0, word + chr(10))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, root.url], check=True)
+    assert list(RunFolder(root, "gpt-1").logs(0)) == ["one", "two", "three"]
 
 
 def _worker(run, rank):

@@ -1,15 +1,17 @@
 """Text that grows: appended in place on a local root, as numbered parts on S3.
 
-S3 has no append, so a writer gathers what it is given and puts one small part at most every
-`PART_EVERY_S` seconds (or each 256 KiB, or on flush). A writer that is killed loses what it
-gathered since its last part; nothing that was written is ever rewritten.
+S3 has no append, so a writer gathers what it is given and puts one small part at most every second
+at first, every ten seconds after the first minutes (or each 256 KiB, or on flush). A writer that is
+killed loses what it gathered since its last part; nothing that was written is ever rewritten.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator
 
 from sundog.clock import WALL, Clock
@@ -18,6 +20,8 @@ from sundog.storage.local import LocalRoot
 from sundog.storage.root import Root
 
 PART_EVERY_S = 1.0
+_SLOWEST_PART_S = 10.0
+_PARTS_PER_STEP = 60  # after so many parts one second more between two of them
 _PART_BYTES = 256 << 10
 
 
@@ -38,6 +42,9 @@ class Appender:
         self._last_part_s = float("-inf")
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
+        if not isinstance(root, LocalRoot):
+            # What is still gathered when the process ends in peace is not lost.
+            atexit.register(_flush_at_exit, weakref.ref(self))
 
     def append(self, data: bytes) -> None:
         """StorageUnavailable. On S3 what could not be written is kept for the next attempt."""
@@ -47,10 +54,10 @@ class Appender:
         with self._lock:
             self._gathered.append(data)
             waited_s = self._clock.monotonic_s() - self._last_part_s
-            if waited_s >= PART_EVERY_S or sum(map(len, self._gathered)) >= _PART_BYTES:
+            if waited_s >= self._every_s or sum(map(len, self._gathered)) >= _PART_BYTES:
                 self._put()
             elif self._timer is None:
-                self._timer = threading.Timer(PART_EVERY_S - waited_s, self._put_later)
+                self._timer = threading.Timer(self._every_s - waited_s, self._put_later)
                 self._timer.daemon = True
                 self._timer.start()
 
@@ -60,6 +67,11 @@ class Appender:
             self._put()
 
     close = flush
+
+    @property
+    def _every_s(self) -> float:
+        """Short runs are followed closely; long ones do not pile up parts."""
+        return min(_SLOWEST_PART_S, PART_EVERY_S * (1 + self._num_parts // _PARTS_PER_STEP))
 
     def _put_later(self) -> None:
         with self._lock:
@@ -91,11 +103,9 @@ def read_from(root: Root, key: str, position: str = "") -> tuple[bytes, str]:
             data = b""
         return data, str(start + len(data))
     names = [name for name in root.children(_parts(key)) if name > position]
-    pieces = []
-    for name in names:
-        with contextlib.suppress(NotFound):  # the run is being deleted
-            pieces.append(root.read(f"{_parts(key)}/{name}"))
-    return b"".join(pieces), names[-1] if names else position
+    pieces = root.read_many([f"{_parts(key)}/{name}" for name in names])
+    # None: the run is being deleted.
+    return b"".join(p for p in pieces if p is not None), names[-1] if names else position
 
 
 def lines(root: Root, key: str) -> Iterator[str]:
@@ -103,6 +113,13 @@ def lines(root: Root, key: str) -> Iterator[str]:
     data, _ = read_from(root, key)
     for line in data.split(b"\n")[:-1]:
         yield line.decode("utf-8", "replace")
+
+
+def _flush_at_exit(reference: weakref.ref[Appender]) -> None:
+    appender = reference()
+    if appender is not None:
+        with contextlib.suppress(SundogError):  # nobody is left to be told
+            appender.flush()
 
 
 def _parts(key: str) -> str:

@@ -291,7 +291,8 @@ class Registry:
         numbers = taken(self.root, f"{FOLDER}/{name}")
         if not numbers:
             raise near(self.root, "model", FOLDER, name)
-        found = (self._find(name, n) for n in numbers)
+        keys = [_key(name, n) for n in numbers]
+        found = map(_parsed, keys, self.root.read_many(keys))
         return [version for version in found if version]
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -349,10 +350,9 @@ class Registry:
     def _find(self, name: str, n: int) -> ModelVersion | None:
         key = _key(name, n)
         try:
-            document = decode(self.root.read(key), key, migrations=_MIGRATIONS)
+            return _parsed(key, self.root.read(key))
         except NotFound:
             return None
-        return None if "deleted_s" in document else _version(document, key)
 
     def _read(self, name: str, n: int) -> ModelVersion:
         version = self._find(name, n)
@@ -439,6 +439,12 @@ def _require_alias(alias: str) -> None:
 def _document(version: ModelVersion) -> Document:
     document = {f.name: getattr(version, f.name) for f in dataclasses.fields(version)}
     return {**document, "signature": version.signature.document()}
+
+
+def _parsed(key: str, data: bytes | None) -> ModelVersion | None:
+    """None if it was never there or was deleted."""
+    document = decode(data, key, migrations=_MIGRATIONS) if data is not None else None
+    return _version(document, key) if document and "deleted_s" not in document else None
 
 
 def _version(document: Document, key: str) -> ModelVersion:

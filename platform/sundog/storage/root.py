@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +58,16 @@ class Root(ABC):
     @abstractmethod
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         """The bytes and the etag to hand to `swap`. NotFound."""
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Many small objects, in the order of their keys; None for one that is not there."""
+        return [self._read_or_none(key) for key in keys]
+
+    def _read_or_none(self, key: str) -> bytes | None:
+        try:
+            return self.read(key)
+        except NotFound:
+            return None
 
     @abstractmethod
     def stream(self, key: str, start: int = 0) -> Iterator[bytes]:

@@ -220,11 +220,14 @@ def open_run(root: Root, run_id: str, *, clock: Clock = WALL) -> RunFolder:
 def list_runs(root: Root) -> list[Document]:
     """The records of all runs, the latest start first."""
     records = []
-    for run_id in root.children(FOLDER):
+    keys = [f"{FOLDER}/{run_id}/record.json" for run_id in root.children(FOLDER)]
+    for key, data in zip(keys, root.read_many(keys), strict=True):
         try:
-            records.append(RunFolder(root, run_id).record())
-        except (NotFound, Corrupt):
-            continue
+            record = decode(data, key, migrations=MIGRATIONS) if data else None
+        except Corrupt:
+            continue  # the others are still worth a list; `runs show` names the fault
+        if record and record.get("state") != DELETED:
+            records.append(record)
     return sorted(records, key=lambda r: (-r["created_s"], r["run_id"]))
 
 

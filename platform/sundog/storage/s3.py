@@ -11,7 +11,8 @@ import os
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 _PIECE = 1 << 20
+_READERS = 16
 _WRITE_ID = "sundog-write"
 _PROBE = f"{HIDDEN}sundog/conditional-writes"
 _TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20)
@@ -100,6 +102,13 @@ class S3Root(Root):
                     if attempt == _ATTEMPTS - 1:
                         raise
         raise AssertionError("unreachable")
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        if len(keys) < 2:
+            return super().read_many(keys)
+        # A request waits far longer than it works.
+        with ThreadPoolExecutor(min(_READERS, len(keys)), "sundog-s3") as readers:
+            return list(readers.map(self._read_or_none, keys))
 
     def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
         position, failures, etag = start, 0, ""
@@ -339,6 +348,7 @@ class S3Root(Root):
                     config=Config(
                         connect_timeout=_CONNECT_S,
                         read_timeout=_READ_S,
+                        max_pool_connections=_READERS,
                         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
                         # bucket.host does not resolve at most services of one's own.
                         s3={"addressing_style": "path"} if self.endpoint else None,
