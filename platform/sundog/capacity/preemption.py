@@ -1,0 +1,145 @@
+"""The agent beside each raylet: hears the cloud's notice and drains this node, and only this one.
+
+Runs as the user that runs Ray. A metadata service that is slow, refuses or lies costs polls, never
+the node; rebalance advice is reported, and drains only where the operator said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sundog.capacity.metadata import SERVICES, Metadata, MetadataUnavailable, Notice
+from sundog.clock import WALL, Clock
+from sundog.errors import ClusterError
+from sundog.rayapi.drain import Gcs, RayNode
+
+# EC2 gives two minutes, GCP and Azure thirty seconds: two seconds of them are worth a request
+# that takes a millisecond.
+POLL_S = 2.0
+SLOWEST_POLL_S = 30.0
+# A deadline outside these bounds is not one that any of the clouds gives.
+SHORTEST_NOTICE_S, LONGEST_NOTICE_S = 1.0, 3600.0
+ASSUMED_NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
+
+
+class Cluster(Protocol):
+    def nodes(self) -> list[RayNode]: ...
+
+    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
+
+
+@dataclass
+class Agent:
+    """One node's ear. `step` is one poll; it returns how long to sleep before the next."""
+
+    cloud: str
+    metadata: Metadata
+    cluster: Cluster
+    instance_id: str
+    clock: Clock = WALL
+    drain_on_advice: bool = False
+    say: Callable[..., None] = print
+    drained: bool = False
+    _failures: int = 0
+    _advised: set[str] = field(default_factory=set)
+
+    def step(self) -> float:
+        now_s = self.clock.now_s()
+        try:
+            notices = self.metadata.notices(now_s)
+        except MetadataUnavailable as error:
+            self._failures += 1
+            if self._failures in (1, 10, 100):
+                self._tell("metadata-unavailable", detail=error.message)
+            return min(POLL_S * 2.0 ** min(self._failures, 10), SLOWEST_POLL_S)
+        self._failures = 0
+        for notice in notices:
+            if notice.kind == "interruption" or self.drain_on_advice:
+                self._drain(notice, now_s)
+            elif notice.detail not in self._advised:
+                self._advised.add(notice.detail)
+                self._tell("advice", detail=notice.detail)
+        return POLL_S
+
+    def _drain(self, notice: Notice, now_s: float) -> None:
+        if self.drained:
+            return
+        deadline_s = self._believable(notice, now_s)
+        try:
+            mine = self._own(self.cluster.nodes())
+            if mine is None:
+                self._tell("unknown-node", detail=f"Ray knows no node of {self.instance_id}")
+                return  # it may not have joined yet; the next poll asks again
+            self.cluster.drain(mine.node_id, deadline_s, f"{self.cloud}: {notice.detail}")
+        except ClusterError as error:
+            self._tell("drain-failed", detail=error.message)
+            return
+        self.drained = True
+        self._tell("drained", detail=notice.detail, node=mine.node_id, deadline_s=deadline_s)
+
+    def _own(self, nodes: list[RayNode]) -> RayNode | None:
+        found = [n for n in nodes if n.instance_id == self.instance_id and self.instance_id]
+        return found[0] if len(found) == 1 else None
+
+    def _believable(self, notice: Notice, now_s: float) -> float:
+        """The cloud's deadline where one could be; else the least this cloud promises."""
+        left = None if notice.deadline_s is None else notice.deadline_s - now_s
+        if left is not None and SHORTEST_NOTICE_S <= left <= LONGEST_NOTICE_S:
+            return now_s + left
+        if left is not None and left < SHORTEST_NOTICE_S:
+            return now_s + SHORTEST_NOTICE_S  # late or past: as fast as can be
+        return now_s + ASSUMED_NOTICE_S[self.cloud]
+
+    def _tell(self, event: str, **about: Any) -> None:
+        self.say(json.dumps({"at_s": self.clock.now_s(), "event": event, **about}), flush=True)
+
+    def run(self) -> None:
+        """Poll until the process is ended. A drained node is still polled, to say what it hears."""
+        while True:
+            self.clock.sleep(self.step())
+
+
+def only_one(path: Path) -> Any | None:
+    """A lock held as long as this process lives, or None where another agent holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    return handle
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sundog-preemption", description=__doc__)
+    parser.add_argument("cloud", choices=sorted(SERVICES))
+    parser.add_argument("--gcs", required=True, help="the head's address, host:port")
+    parser.add_argument("--instance", default=os.environ.get("RAY_CLOUD_INSTANCE_ID", ""))
+    parser.add_argument("--metadata", default=os.environ.get("SUNDOG_METADATA_URL"))
+    parser.add_argument("--drain-on-advice", action="store_true")
+    arguments = parser.parse_args(argv)
+    if not arguments.instance:
+        print("RAY_CLOUD_INSTANCE_ID is not set: which node is this?", file=sys.stderr)
+        return 2
+    lock = only_one(Path.home() / ".sundog" / f"preemption-{arguments.instance}.lock")
+    if lock is None:
+        return 0
+    agent = Agent(
+        arguments.cloud, SERVICES[arguments.cloud](arguments.metadata), Gcs(arguments.gcs),
+        arguments.instance, drain_on_advice=arguments.drain_on_advice,
+    )  # fmt: skip
+    agent.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

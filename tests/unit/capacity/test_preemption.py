@@ -1,0 +1,261 @@
+"""The agent against a local metadata server: notices, advice, lies, slowness, and its own node only."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from sundog.capacity import identity, metadata, preemption
+from sundog.capacity.metadata import AwsMetadata, AzureMetadata, GcpMetadata, MetadataUnavailable
+from sundog.capacity.preemption import Agent
+from sundog.clock import ManualClock
+from sundog.errors import ClusterError
+from sundog.rayapi.drain import RayNode
+
+NOW_S = 1_800_000_000.0
+MINE = RayNode("a" * 56, "i-1", "gpu", "RUNNING")
+OTHER = RayNode("b" * 56, "i-2", "gpu", "RUNNING")
+
+
+class Server:
+    """`answers[path]` is (status, body) or a function of the headers that returns one."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        self.seen: list[tuple[str, str]] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                outer.seen.append((self.command, self.path))
+                found = outer.answers.get(self.path, (404, ""))
+                if callable(found):
+                    found = found(self.headers)
+                status, body = found
+                self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", "http://192.0.2.1/")
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_GET = do_PUT = _answer
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def aws(self, **paths: Any) -> None:
+        self.answers["/latest/api/token"] = (200, "secret")
+        need = "X-aws-ec2-metadata-token"
+        for path, body in paths.items():
+            full = "/latest/meta-data/" + path.replace("__", "/").replace("_", "-")
+            self.answers[full] = lambda h, b=body: (
+                (200, b) if h.get(need) == "secret" else (401, "")
+            )
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(metadata, "TIMEOUT_S", 0.5)
+    found = Server()
+    yield found
+    found.http.shutdown()
+    found.http.server_close()
+
+
+@dataclass
+class Cluster:
+    known: list[RayNode] = field(default_factory=lambda: [OTHER, MINE])
+    drains: list[tuple[str, float | None, str]] = field(default_factory=list)
+    down: bool = False
+
+    def nodes(self) -> list[RayNode]:
+        if self.down:
+            raise ClusterError("away")
+        return self.known
+
+    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool:
+        self.drains.append((node_id, deadline_s, why))
+        return True
+
+
+@dataclass
+class Heard:
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, line: str, flush: bool = False) -> None:
+        self.lines.append(json.loads(line))
+
+    @property
+    def events(self) -> list[str]:
+        return [x["event"] for x in self.lines]
+
+
+def agent(server: Server, **change: Any) -> tuple[Agent, Cluster, Heard]:
+    cluster, heard = Cluster(), Heard()
+    values: dict[str, Any] = {
+        "cloud": "aws", "metadata": AwsMetadata(server.url), "cluster": cluster,
+        "instance_id": "i-1", "clock": ManualClock(NOW_S), "say": heard,
+    }  # fmt: skip
+    return Agent(**(values | change)), cluster, heard
+
+
+ENDS = {"action": "terminate", "time": "2027-01-15T08:02:00Z"}  # NOW_S is 08:00:00
+
+
+def test_a_spot_notice_drains_this_node_with_the_real_deadline_and_once(server: Server) -> None:
+    server.aws(spot__instance_action=json.dumps(ENDS))
+    ear, cluster, heard = agent(server)
+    ear.step()
+    ear.step()
+    assert cluster.drains == [(MINE.node_id, NOW_S + 120.0, "aws: spot terminate")]
+    assert heard.events == ["drained"]
+
+
+def test_nothing_to_say_means_nothing_is_done_and_the_token_is_kept(server: Server) -> None:
+    server.aws()
+    ear, cluster, heard = agent(server)
+    assert [ear.step() for _ in range(3)] == [preemption.POLL_S] * 3
+    assert (cluster.drains, heard.lines) == ([], [])
+    assert server.seen.count(("PUT", "/latest/api/token")) == 1
+
+
+def test_rebalance_is_advice_and_drains_only_when_asked_to(server: Server) -> None:
+    server.aws(events__recommendations__rebalance='{"noticeTime": "2027-01-15T08:00:00Z"}')
+    ear, cluster, heard = agent(server)
+    ear.step()
+    ear.step()
+    assert cluster.drains == []
+    assert heard.events == ["advice"]
+    ear, cluster, _ = agent(server, drain_on_advice=True)
+    ear.step()
+    assert [d[0] for d in cluster.drains] == [MINE.node_id]
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda s: s.answers.update({"/latest/api/token": (403, "")}),
+        lambda s: s.answers.update({"/latest/api/token": (302, "")}),
+        lambda s: s.aws(spot__instance_action="<html>not json"),
+        lambda s: s.aws(spot__instance_action="[1, 2]"),
+        lambda s: s.http.server_close() or s.http.shutdown(),
+    ],
+)
+def test_a_service_that_refuses_or_lies_harms_nothing_and_is_asked_less_often(
+    server: Server, break_it: Callable[[Server], Any]
+) -> None:
+    break_it(server)
+    ear, cluster, heard = agent(server)
+    waits = [ear.step() for _ in range(6)]
+    assert cluster.drains == []
+    assert waits == sorted(waits)
+    assert waits[0] > preemption.POLL_S
+    assert waits[-1] == preemption.SLOWEST_POLL_S
+    assert heard.events == ["metadata-unavailable"]
+
+
+def test_a_slow_service_is_given_up_on(server: Server) -> None:
+    hold = threading.Event()
+    server.answers["/latest/api/token"] = lambda h: (hold.wait(5), (200, "secret"))[1]
+    with pytest.raises(MetadataUnavailable):
+        AwsMetadata(server.url).notices(NOW_S)
+    hold.set()
+
+
+def test_an_ended_token_is_renewed(server: Server) -> None:
+    server.aws(spot__instance_action=json.dumps(ENDS))
+    service = AwsMetadata(server.url)
+    service._token = "old"
+    assert [n.kind for n in service.notices(NOW_S)] == ["interruption"]
+
+
+@pytest.mark.parametrize(
+    ("time", "left_s"),
+    [("2027-01-15T08:02:00Z", 120.0), ("2020-01-01T00:00:00Z", 1.0), ("2099-01-01T00:00:00Z", 120.0),
+     ("soon", 120.0), (None, 120.0)],
+)  # fmt: skip
+def test_a_deadline_that_cannot_be_is_not_believed(
+    server: Server, time: str | None, left_s: float
+) -> None:
+    server.aws(spot__instance_action=json.dumps({"action": "terminate", "time": time}))
+    ear, cluster, _ = agent(server)
+    ear.step()
+    assert cluster.drains[0][1] == NOW_S + left_s
+
+
+def test_it_never_drains_a_node_that_is_not_surely_its_own(server: Server) -> None:
+    server.aws(spot__instance_action=json.dumps(ENDS))
+    for known in ([OTHER], [MINE, RayNode("c" * 56, "i-1", "gpu", "RUNNING")], []):
+        ear, cluster, heard = agent(server)
+        cluster.known = list(known)
+        ear.step()
+        assert cluster.drains == []
+        assert heard.events == ["unknown-node"]
+    ear, cluster, _ = agent(server, instance_id="")
+    cluster.known = [RayNode("d" * 56, "", "gpu", "RUNNING")]
+    ear.step()
+    assert cluster.drains == []
+
+
+def test_a_cluster_that_is_away_is_asked_again(server: Server) -> None:
+    server.aws(spot__instance_action=json.dumps(ENDS))
+    ear, cluster, heard = agent(server)
+    cluster.down = True
+    ear.step()
+    cluster.down = False
+    ear.step()
+    assert heard.events == ["drain-failed", "drained"]
+
+
+def test_gcp_notices(server: Server) -> None:
+    base = "/computeMetadata/v1/instance/"
+    flavour = lambda body: lambda h: (200, body) if h.get("Metadata-Flavor") else (403, "")  # noqa: E731
+    server.answers[base + "preempted"] = flavour("TRUE")
+    [notice] = GcpMetadata(server.url).notices(NOW_S)
+    assert (notice.kind, notice.deadline_s) == ("interruption", NOW_S + 30)
+    server.answers[base + "preempted"] = flavour("FALSE")
+    server.answers[base + "maintenance-event"] = flavour("MIGRATE_ON_HOST_MAINTENANCE")
+    assert [n.kind for n in GcpMetadata(server.url).notices(NOW_S)] == ["advice"]
+
+
+def test_azure_hears_only_its_own_events(server: Server) -> None:
+    server.answers["/metadata/instance?api-version=2021-02-01"] = (
+        200, json.dumps({"compute": {"name": "vm-1", "priority": "Spot", "location": "eastus"}})
+    )  # fmt: skip
+    event = {"EventType": "Preempt", "Resources": ["vm-2"],
+             "NotBefore": "Fri, 15 Jan 2027 08:00:30 GMT"}  # fmt: skip
+    path = "/metadata/scheduledevents?api-version=2020-07-01"
+    server.answers[path] = (200, json.dumps({"Events": [event]}))
+    service = AzureMetadata(server.url)
+    assert service.notices(NOW_S) == []
+    event["Resources"] = ["vm-1"]
+    server.answers[path] = (200, json.dumps({"Events": [event, "nonsense"]}))
+    [notice] = service.notices(NOW_S)
+    assert notice.deadline_s == NOW_S + 30
+    assert service.placement()[0] == "spot"
+
+
+def test_identity_exports_labels_and_never_anything_a_shell_would_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.aws(instance_life_cycle="spot", placement__availability_zone="us-east-1a",
+               placement__region="us-east-1; rm -rf /")  # fmt: skip
+    monkeypatch.setenv("SUNDOG_METADATA_URL", server.url)
+    assert identity.main(["aws"]) == 0
+    out = capsys.readouterr().out
+    assert "export RAY_NODE_MARKET_TYPE=spot;" in out
+    assert "export RAY_NODE_ZONE=us-east-1a;" in out
+    assert "rm" not in out
+    monkeypatch.setenv("SUNDOG_METADATA_URL", "http://127.0.0.1:1")
+    assert identity.main(["aws"]) == 0
+    assert capsys.readouterr().out == ""
