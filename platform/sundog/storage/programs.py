@@ -7,6 +7,7 @@ python models unless the caller allows code.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import inspect
@@ -68,6 +69,8 @@ def export_program(
     import torch
 
     examples = {name: tensor.detach().cpu() for name, tensor in example_inputs.items()}
+    if any(tensor.device.type != "cpu" for tensor in model.parameters()):
+        model = copy.deepcopy(model).cpu()  # the program is exported for any device
     shapes: dict[str, Any] | None = None
     if dynamic_batch:
         batch = torch.export.Dim("batch")
@@ -161,13 +164,17 @@ class _ExportedModel:
         self, signature: Signature, program: torch.export.ExportedProgram, device: str
     ) -> None:
         import torch
+        import torch.export.passes
 
         self.signature = signature
         self._device = torch.device(device)
         self._outputs = _output_names(program)
         self._num_positional = program.call_spec.in_spec.children()[0].num_leaves
         self._inputs = _input_names(program)
-        self._module = program.module(check_guards=False).to(self._device)
+        if self._device.type != "cpu":
+            # Constants that the traced code made on the CPU must move too.
+            program = torch.export.passes.move_to_device_pass(program, self._device)
+        self._module = program.module(check_guards=False)
 
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         import torch

@@ -114,6 +114,41 @@ def _named(given):
     return given
 
 
+class MakesTensors(torch.nn.Module):
+    """Creates tensors on the device of its trace; they must follow it to another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x) + torch.arange(2, dtype=torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_program_moves_to_the_gpu_with_the_tensors_that_it_makes(registry, tmp_path):
+    path = tmp_path / "model.pt2"
+    export_program(MakesTensors().cuda(), {"x": torch.zeros(1, 4)}, path)
+    version = registry.import_export("m", path)
+    x = {"x": np.random.default_rng(0).random((3, 4), dtype=np.float32)}
+    on_cpu = load_model(registry.root, version).predict(x)["output"]
+    on_gpu = load_model(registry.root, version, device="cuda").predict(x)["output"]
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tensors_that_a_program_makes_move_to_its_device(registry, tmp_path):
+    """Without a GPU: on torch's meta device, which fails if anything stayed on the CPU."""
+    path = tmp_path / "model.pt2"
+    export_program(MakesTensors(), {"x": torch.zeros(1, 4)}, path)
+    version = registry.import_export("m", path)
+    model = load_model(registry.root, version, device="meta")
+    devices = {
+        str(node.kwargs["device"]) for node in model._module.graph.nodes if "device" in node.kwargs
+    }
+    assert devices == {"meta"}
+    assert {p.device.type for p in model._module.parameters()} == {"meta"}
+
+
 def test_exporting_leaves_the_model_in_training(tmp_path):
     model = Two().train()
     export_program(
