@@ -46,6 +46,10 @@ class Exchange(Protocol):
         """Overwrite `tensors` with those of rank `source`, bit for bit."""
         ...
 
+    def leave(self) -> None:
+        """Close the connections; the exchange is of no use afterwards."""
+        ...
+
 
 class Alone:
     """The exchange of a run with one worker."""
@@ -62,6 +66,9 @@ class Alone:
         return [value]
 
     def spread(self, tensors: list[torch.Tensor], source: int) -> None:
+        return None
+
+    def leave(self) -> None:
         return None
 
 
@@ -85,14 +92,14 @@ class Group:
         try:
             return (self._in_order if self._exact else self._fast)(count, slots, header)
         except RuntimeError as error:
-            raise PeerLost(f"a worker stopped answering: {_first_line(error)}") from error
+            raise self._lost(error) from error
 
     def gather(self, value: Any) -> list[Any]:
         out: list[Any] = [None] * self.world
         try:
             dist.all_gather_object(out, value, group=self._group)
         except (RuntimeError, pickle.UnpicklingError) as error:
-            raise PeerLost(f"a worker stopped answering: {_first_line(error)}") from error
+            raise self._lost(error) from error
         return out
 
     def spread(self, tensors: list[torch.Tensor], source: int) -> None:
@@ -100,7 +107,19 @@ class Group:
             for tensor in tensors:
                 dist.broadcast(tensor, group_src=source, group=self._group)
         except RuntimeError as error:
-            raise PeerLost(f"a worker stopped answering: {_first_line(error)}") from error
+            raise self._lost(error) from error
+
+    def leave(self) -> None:
+        """Close the connections: whoever still waits for us hears of it at once."""
+        self._buffers.clear()
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
+    def _lost(self, error: BaseException) -> PeerLost:
+        # A ring only tells a dead worker's neighbours. Closing our own side tells ours, and so on:
+        # else the others would wait for the timeout.
+        self.leave()
+        return PeerLost(f"a worker stopped answering: {_first_line(error)}")
 
     def _in_order(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]

@@ -174,7 +174,9 @@ class Board:
         before = seen.values[half - 1]
         if age % 2:
             before = (before + seen.values[half]) / 2
-        return value + self.rule.outlook * max(0.0, value - before) if math.isfinite(before) else value
+        return (
+            value + self.rule.outlook * max(0.0, value - before) if math.isfinite(before) else value
+        )
 
     def _standing(self, seen: Trial) -> tuple[int, int, float]:
         if not seen.values:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sundog.spec.run import RunSpec
 
 # What a worker tells the others in the header of its gradient. The highest one wins.
-GO_ON, SAVE, STOP, FAILED = 0, 1, 2, 3
+# YIELD hands the loop back at a step boundary with its state in memory, for the next group.
+GO_ON, SAVE, YIELD, STOP, FAILED = 0, 1, 2, 3, 4
 _INIT, _EVAL = -1, -2  # pseudo-steps that key the randomness of the first weights and of evaluation
 
 
@@ -47,7 +48,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: finished, stopped (asked to) or failed (`why` says what)."""
+    """How the loop ended: finished, yielded or stopped (asked to), failed (`why` says what)."""
 
     state: str
     step: int
@@ -75,10 +76,12 @@ class Loop:
         self.saver: Saver | None = None
         self.step = -1  # nothing in memory yet
         self.metrics: dict[str, float] = {}
-        self.losses: list[float] = []  # of the steps since the last one that was told
+        self.losses: list[float] = []  # of the last steps
         self.trace: Callable[[int, float], None] | None = None
         self.after_evaluation: Callable[[Loop], None] | None = None
+        self.segments: list[str] = []  # of the ledger, committed before those of `entries`
         self.entries: list[Entry] = []
+        self._evaluated = 0
         self._failure: BaseException | None = None
         self._settle()
         with blamed("recipe: dataset('train')"):
@@ -165,7 +168,11 @@ class Loop:
     def _copy_from(self, source: int) -> None:
         """Everything that a step changes, from the memory of `source`: no disk is read."""
         assert self.exchange is not None
-        mine = self.snapshot() if self.exchange.rank == source else None
+        mine = None
+        if self.exchange.rank == source:
+            if self.saver:
+                self.saver.settle()  # what it names must be in the root before others name it
+            mine = self.snapshot()
         state = self.exchange.gather(mine)[source]
         if mine is None:
             self.adopt(state)
@@ -177,6 +184,7 @@ class Loop:
             "model": _copied(self.model.state_dict()),
             "optimizer": _copied(self.optimizer.state_dict()),
             "metrics": dict(self.metrics),
+            "segments": list(self.segments),
             "entries": [(e.step, list(e.prints)) for e in self.entries],
         }
 
@@ -193,7 +201,8 @@ class Loop:
             ) from None
         self.step = int(state["step"])
         self.metrics = dict(state["metrics"])
-        self.entries = [Entry(s, tuple(p)) for s, p in state.get("entries", [])]
+        self.segments = list(state["segments"])
+        self.entries = [Entry(s, tuple(p)) for s, p in state["entries"]]
 
     def _check_repeatable(self) -> None:
         values = {float(self._loss(0, 0, torch.no_grad())) for _ in range(2)}
@@ -209,25 +218,27 @@ class Loop:
         """Step until the end, or until somebody asks to stop. PeerLost leaves the state intact."""
         assert self.exchange is not None
         self.model.train()
-        since, done = self.clock.monotonic_s(), 0
-        while self.step < self.steps:
+        since, done, flag = self.clock.monotonic_s(), 0, GO_ON
+        while True:
+            if self._due(self.step) and self._evaluated < self.step:
+                self._evaluate()
+                self._evaluated = self.step
+                if self.after_evaluation:
+                    self.after_evaluation(self)
+            if done:
+                self._tell(self.losses[-1], done, self.clock.monotonic_s() - since)
+            if self.saver and self.exchange.rank == 0 and self.step > 0:
+                self._save(flag == SAVE or self.step == self.steps)
+            if self.step >= self.steps:
+                return self._finish()
             loss, flag = self._one_step()
-            if flag >= STOP:
+            if flag >= YIELD:
                 return self._stopped(flag)
             self.step += 1
             done += 1
-            self.losses.append(loss)
+            self.losses = [*self.losses[-99:], loss]
             if self.trace:
                 self.trace(self.step, loss)
-            if self._due(self.step):
-                self._evaluate()
-                if self.after_evaluation:
-                    self.after_evaluation(self)
-            now = self.clock.monotonic_s()
-            self._tell(loss, done, now - since)
-            if self.saver and self.exchange.rank == 0:
-                self._save(flag == SAVE or self.step == self.steps)
-        return self._finish()
 
     def _one_step(self) -> tuple[float, int]:
         assert self.exchange is not None
@@ -245,10 +256,10 @@ class Loop:
         )
         flag = max(h[1] for h in headers)
         loss = float(total[-1]) / self.plan.count
-        if flag < STOP and not math.isfinite(loss):
+        if flag < YIELD and not math.isfinite(loss):
             self._failure = _diverged(self.step, loss)
             flag = FAILED
-        if flag < STOP:
+        if flag < YIELD:
             self._apply(total)
             self.entries.append(Entry(self.step, tuple(h[0] for h in headers)))
         return loss, flag
@@ -310,7 +321,11 @@ class Loop:
     # --- what happens between steps -------------------------------------------------------------
 
     def _due(self, step: int) -> bool:
-        return self.val is not None and (step % self.evaluate_every == 0 or step == self.steps)
+        return (
+            self.val is not None
+            and step > 0
+            and (step % self.evaluate_every == 0 or step == self.steps)
+        )
 
     @property
     def evaluate_every(self) -> int:
@@ -357,6 +372,8 @@ class Loop:
             if self.saver:
                 self.saver.close()
             return Outcome("failed", self.step, self.metrics, why, fix)
+        if flag == YIELD:
+            return Outcome("yielded", self.step, self.metrics)
         if self.saver and self.exchange.rank == 0:
             self.saver.offer(self, now=True)
             self.saver.close()

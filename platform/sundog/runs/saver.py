@@ -43,7 +43,6 @@ class Saver:
         self.checkpoints = Checkpoints(root, f"{folder}/checkpoints", keep, clock)
         self._root, self._folder = root, folder
         self._cadence, self._note, self._clock = cadence, note, clock
-        self._segments: list[str] = []
         self._thread: threading.Thread | None = None
         self._error: SundogError | None = None
         self._saved_step = -1
@@ -63,12 +62,15 @@ class Saver:
         if loop.step == self._saved_step or not (now or (due and not busy)):
             return
         self._wait()
+        # The ledger's next segment is committed with this checkpoint: it names it.
+        segment, entries = _segment_name(loop.entries), loop.entries
+        loop.segments, loop.entries = [*loop.segments, *segment], []
         state = loop.snapshot()
-        loop.entries = []
         self._saved_step, self._saved_s = loop.step, began
         self._thread = threading.Thread(
-            target=self._write, args=(state, vars(loop.plan), began), daemon=True, name="checkpoint"
-        )
+            target=self._write, args=(state, loop.plan, segment, entries, began), daemon=True,
+            name="checkpoint",
+        )  # fmt: skip
         self._thread.start()
         stall_s = self._clock.monotonic_s() - began
         self.stall_s += stall_s
@@ -76,28 +78,36 @@ class Saver:
 
     def close(self) -> None:
         """Wait for what is being written. Raises what it failed with."""
-        self._wait()
+        self.settle()
         if self._error:
             raise self._error
+
+    def settle(self) -> None:
+        """Wait for what is being written; a failure is raised by the next offer."""
+        self._wait()
 
     def _wait(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _write(self, state: dict[str, Any], plan: dict[str, int], began: float) -> None:
+    def _write(
+        self,
+        state: dict[str, Any],
+        plan: ledger.Plan,
+        segment: list[str],
+        entries: list[ledger.Entry],
+        began: float,
+    ) -> None:
         try:
-            entries = [ledger.Entry(s, tuple(p)) for s, p in state.pop("entries")]
-            if entries:
-                name = f"{entries[0].step:09d}-{entries[-1].step:09d}-{uuid.uuid4().hex[:8]}.json"
-                self._root.write(
-                    f"{self._folder}/ledger/{name}", ledger.encode(ledger.Plan(**plan), entries)
-                )
-                self._segments = [*self._segments, name]
-            state |= {"plan": plan, "ledger": list(self._segments)}
+            for name in segment:
+                self._root.write(f"{self._folder}/ledger/{name}", ledger.encode(plan, entries))
+            state["plan"] = vars(plan)
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            about = {"metrics": state["metrics"], "plan": plan, "ledger": state["ledger"]}
+            about = {
+                "metrics": state["metrics"], "plan": vars(plan), "ledger": state["segments"]
+            }  # fmt: skip
             size = self.checkpoints.save(state["step"], {STATE: buffer.getvalue()}, about)
             took_s = self._clock.monotonic_s() - began
             self._note("checkpoint", {"step": state["step"], "bytes": size, "took_s": took_s})
@@ -118,9 +128,14 @@ class Saver:
         state = unpack(self.checkpoints.read(step))
         if state["plan"] != vars(loop.plan):
             raise RunError(_other_plan(state["plan"], vars(loop.plan)), _PLAN_FIX)
-        self._segments = list(state["ledger"])
         self._saved_step = step
-        loop.adopt(state | {"entries": []})
+        loop.adopt(state)
+
+
+def _segment_name(entries: list[ledger.Entry]) -> list[str]:
+    if not entries:
+        return []
+    return [f"{entries[0].step:09d}-{entries[-1].step:09d}-{uuid.uuid4().hex[:8]}.json"]
 
 
 _PLAN_FIX = "pin the data (data: name@version) and keep batch and seed, or start a new run"
