@@ -1,0 +1,9 @@
+output "root" {
+  value       = "s3://${aws_s3_bucket.root.id}"
+  description = "`root:` of the spec"
+}
+
+output "security_group" {
+  value       = aws_security_group.nodes.id
+  description = "`network: {security_group: …}` of the spec"
+}
