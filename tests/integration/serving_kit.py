@@ -98,10 +98,16 @@ def serve_cli(ray: LocalRay, *words: str | Path) -> str:
 
 
 def serve_status(ray: LocalRay) -> dict[str, Any]:
-    return yaml.safe_load(serve_cli(ray, "status"))["applications"]
+    """Serve's applications, from its REST API."""
+    token = Path(ray.endpoints.token_path).read_text().strip()
+    answer = httpx.get(
+        f"{ray.endpoints.dashboard}/api/serve/applications/",
+        headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False,
+    )  # fmt: skip
+    return answer.raise_for_status().json()["applications"]
 
 
-def wait_for(what: str, check: Callable[[], Any], timeout_s: float = 90) -> Any:
+def wait_for(what: str, check: Callable[[], Any], timeout_s: float = 150) -> Any:
     """The first true answer of `check`."""
     end = time.monotonic() + timeout_s
     last: Any = None

@@ -53,3 +53,16 @@ class Control:
 
     async def gateways(self) -> list[dict[str, Any]]:
         return self._loop.snapshots.gateways() if self._loop.snapshots is not None else []
+
+    # -- keys
+
+    async def keys(self, verb: str, **arguments: Any) -> Any:
+        """create | listing | rotate | revoke, as control/keys.py says."""
+        keys = self._loop.keys
+        if keys is None:
+            raise ControlUnavailable(
+                f"control is {self._loop.state}: {self._loop.message}", "try again in a moment"
+            )
+        answer = await asyncio.to_thread(getattr(keys, verb), **arguments)
+        self._loop.poke()
+        return answer

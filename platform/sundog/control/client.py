@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from sundog.errors import ControlUnavailable
+from sundog.errors import ControlUnavailable, SundogError
 
 ACTOR = "sundog-control"
 NAMESPACE = "sundog"
@@ -63,10 +63,40 @@ class ControlClient:
         """{state: leading | standby | starting | failed, message, pid}."""
         return self._ask("status")
 
-    def _ask(self, method: str) -> Any:
+    def create_key(
+        self,
+        name: str,
+        *,
+        scopes: list[str] | None = None,
+        rate: float | None = None,
+        burst: float | None = None,
+        ttl_s: float | None = None,
+    ) -> dict[str, Any]:
+        """{key, key_id, …}. The key is returned this once; gateways ask for keys from then on.
+
+        `scopes`: services, `*` patterns allowed; `rate`: requests per second; `ttl_s`: lifetime.
+        """
+        return self._ask(
+            "keys", verb="create", name=name, scopes=scopes, rate=rate, burst=burst, ttl_s=ttl_s
+        )
+
+    def keys(self) -> list[dict[str, Any]]:
+        return self._ask("keys", verb="listing")
+
+    def rotate_key(self, key_id: str, overlap_s: float = 24 * 3600.0) -> dict[str, Any]:
+        return self._ask("keys", verb="rotate", key_id=key_id, overlap_s=overlap_s)
+
+    def revoke_key(self, key_id: str) -> None:
+        self._ask("keys", verb="revoke", key_id=key_id)
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
         try:
             actor = ray.get_actor(ACTOR, namespace=NAMESPACE)
-            return ray.get(getattr(actor, method).remote(), timeout=self._timeout_s)
+            return ray.get(getattr(actor, method).remote(**arguments), timeout=self._timeout_s)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, SundogError):
+                raise error.cause from None
+            raise
         except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             raise ControlUnavailable(
                 f"control does not answer: {error}",

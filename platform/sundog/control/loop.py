@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from sundog.clock import WALL
+from sundog.control.keys import Keys
 from sundog.control.services import ServicesController
 from sundog.control.snapshots import Snapshots
 from sundog.errors import ClusterError, LeaseHeld, LeaseLost, SundogError
@@ -51,6 +52,7 @@ class Loop:
         self.message = ""
         self.services: ServicesController | None = None
         self.snapshots: Snapshots | None = None
+        self.keys: Keys | None = None
         self._wake = threading.Event()
 
     def poke(self) -> None:
@@ -77,6 +79,7 @@ class Loop:
             lease = store.acquire(holder(), is_dead)
             version, _ = store.snapshot("routes")
             self.snapshots = Snapshots(lease.epoch, version, WALL)
+            self.keys = Keys(store, lease, WALL)
             self.services = ServicesController(
                 store, lease, self.snapshots, root,
                 config.get("gateway") or default_address(), WALL,

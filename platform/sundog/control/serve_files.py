@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from sundog.clock import WALL
 from sundog.errors import ClusterError, NotFound, SpecError
 from sundog.spec.load import read_text, read_yaml, validate
 from sundog.spec.service import ServiceSpec
@@ -107,7 +108,12 @@ def _put(client: httpx.Client, body: dict[str, Any]) -> None:
 
 def _ask(client: httpx.Client, method: str, **kwargs: Any) -> dict[str, Any]:
     try:
-        answer = client.request(method, _PATH, **kwargs)
+        try:
+            answer = client.request(method, _PATH, **kwargs)
+        except httpx.RemoteProtocolError:
+            # A dashboard that is still starting drops connections; both calls may be repeated.
+            WALL.sleep(1.0)
+            answer = client.request(method, _PATH, **kwargs)
     except httpx.HTTPError as error:
         raise ClusterError(
             f"no Ray dashboard at {client.base_url}: {error}",

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sundog import telemetry
+from sundog import __version__, telemetry
 from sundog.clock import Clock
 from sundog.control.serving_plan import (
     ANCHOR,
@@ -231,9 +231,9 @@ class ServicesController:
 
     def _publish(self) -> None:
         services = {n: route(s, self._progress.get(n, Progress())) for n, s in self._specs.items()}
-        keys: list[dict[str, Any]] = []
-        if self._snapshots.publish(services, keys):
-            body = self._snapshots.body or {}
+        if self._snapshots.publish(services, self._store.keys()):
+            # The version is what must go on; hashes of keys have their own table.
+            body = {"services": services}
             self._store.put_snapshot(self._lease, "routes", self._snapshots.version, body)
 
     def _retire(self, seen: Observation, decisions: Mapping[str, Decision]) -> None:
@@ -292,7 +292,7 @@ def gateway_app(address: str) -> Any:
         user_config=config, health_check_period_s=2, graceful_shutdown_timeout_s=20,
         max_constructor_retry_count=3,
     )  # fmt: skip
-    return deployment.bind(config)
+    return serve_apps.pinned(deployment, f"{__version__}/{address}").bind(config)
 
 
 def model_app(spec: ServiceSpec, place: dict[str, Any]) -> Any:
@@ -311,8 +311,10 @@ def model_app(spec: ServiceSpec, place: dict[str, Any]) -> Any:
         user_config={"digest": spec_digest(spec), "place": place},
         max_ongoing_requests=64, health_check_period_s=2, graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,
+        max_surge_percent=100,
     )  # fmt: skip
-    return deployment.bind(place)
+    version = f"{__version__}/{place['name']}@{place['version']}/{place['root']}/{spec.allow_code}"
+    return serve_apps.pinned(deployment, version).bind(place)
 
 
 def _model(spec: ServiceSpec) -> str:

@@ -66,6 +66,12 @@ def deploy(apps: Mapping[str, Any]) -> None:
     )
 
 
+def pinned(deployment: Any, version: str) -> Any:
+    """The deployment with a code version of ours: Serve restarts replicas only when that (or what
+    they need) changes, not at every redeploy."""
+    return deployment.options(_internal=True, version=version)
+
+
 def delete(name: str) -> None:
     """Begin to remove an application; its replicas drain first."""
     serve.delete(name, _blocking=False)

@@ -11,7 +11,15 @@ from typing import Any
 
 import orjson
 
-from sundog.serving.tensors import DATATYPES, SIZE, BadTensor, count, from_json, to_json
+from sundog.serving.tensors import (
+    DATATYPES,
+    SIZE,
+    BadTensor,
+    count,
+    from_json,
+    split_bytes,
+    to_json,
+)
 
 MAX_ELEMENTS = 2**31
 
@@ -44,7 +52,7 @@ class Tensor:
 class Parsed:
     """A request that fits the contract: raw input bytes in the order of the signature."""
 
-    __slots__ = ("id", "key", "outputs", "raw", "rows", "shapes")
+    __slots__ = ("binary", "id", "key", "outputs", "raw", "rows", "shapes")
 
     def __init__(
         self,
@@ -53,12 +61,14 @@ class Parsed:
         rows: int,
         id: str | None,
         outputs: list[str] | None,
+        binary: frozenset[str] = frozenset(),
     ) -> None:
         self.raw = raw
         self.shapes = shapes
         self.rows = rows
         self.id = id
         self.outputs = outputs
+        self.binary = binary
         # Calls with the same key may share one call of the model; 0 rows never share.
         self.key = tuple(s[1:] for s in shapes) if rows else None
 
@@ -88,8 +98,17 @@ class Contract:
 
     # -- requests
 
-    def read(self, body: bytes | bytearray) -> Parsed:
-        """A request body of `/infer` with JSON tensors. Raises BadRequest."""
+    def read(self, body: bytes | bytearray, json_size: int | None = None) -> Parsed:
+        """A request body of `/infer`. Raises BadRequest.
+
+        `json_size`: with the binary extension, how much of the body is JSON; the raw tensors
+        follow in the order in which the JSON names them.
+        """
+        tail = memoryview(b"")
+        if json_size is not None:
+            if json_size > len(body):
+                raise BadRequest("inference-header-content-length is more than the body has")
+            tail, body = memoryview(body)[json_size:], bytes(memoryview(body)[:json_size])
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -104,14 +123,19 @@ class Contract:
         for item in given:
             i = self._place(item, raw)
             tensor = self.inputs[i]
-            shape = self._shape(tensor, item)
-            if "data" not in item:
-                raise BadRequest(f"input {tensor.name!r} has no 'data'")
+            shape = shapes[i] = self._shape(tensor, item)
+            size = _parameter(item, "binary_data_size")
             try:
-                raw[i] = from_json(item["data"], tensor.datatype, count(shape))
+                if size is not None:
+                    raw[i], tail = _binary(tensor, shape, size, tail), tail[size:]
+                elif "data" in item:
+                    raw[i] = from_json(item["data"], tensor.datatype, count(shape))
+                else:
+                    raise BadRequest(f"input {tensor.name!r} has no 'data'")
             except BadTensor as error:
                 raise BadRequest(f"input {tensor.name!r}: {error}") from None
-            shapes[i] = shape
+        if len(tail):
+            raise BadRequest(f"{len(tail)} bytes after the last binary tensor belong to none")
         return self._finish(document, raw, shapes)
 
     def _place(self, item: Any, raw: Sequence[Any]) -> int:
@@ -171,7 +195,38 @@ class Contract:
         identifier = document.get("id")
         if identifier is not None and not isinstance(identifier, str):
             raise BadRequest("'id' is not a string")
-        return Parsed(raw, shapes, rows, identifier, self._wanted(document.get("outputs")))
+        outputs: Any = document.get("outputs")
+        names = self._wanted(outputs)
+        binary: frozenset[str] = frozenset()
+        everything = _parameter(document, "binary_data_output")
+        if everything or names is not None:
+            chosen: Any = outputs if names is not None else [{"name": n} for n in self._out_index]
+            binary = frozenset(
+                o["name"] for o in chosen if _first(_parameter(o, "binary_data"), everything)
+            )
+        return Parsed(raw, shapes, rows, identifier, names, binary)
+
+    def parse_rows(self, fields: Any) -> tuple[Parsed, bool]:
+        """Plain JSON, `{field: value}`, and whether it was one row without the row dimension."""
+        if not isinstance(fields, dict):
+            raise BadRequest(f"the body is not a JSON object with the fields {self._names()}")
+        raw: list[bytes | memoryview | None] = [None] * len(self.inputs)
+        shapes: list[Any] = [None] * len(self.inputs)
+        single = False
+        for name, value in fields.items():
+            i = self._index.get(name)
+            if i is None:
+                raise BadRequest(f"there is no field {name!r}; {self._near(name)}")
+            tensor = self.inputs[i]
+            shape = _nesting(value)
+            if len(shape) == len(tensor.shape) - 1 and tensor.shape[0] in (-1, 1):
+                shape, value, single = [1, *shape], [value], True
+            shapes[i] = self._shape(tensor, {"shape": shape})
+            try:
+                raw[i] = from_json(value, tensor.datatype, count(shape))
+            except BadTensor as error:
+                raise BadRequest(f"field {name!r}: {error}") from None
+        return self._finish({}, raw, shapes), single
 
     def _wanted(self, outputs: Any) -> list[str] | None:
         if outputs is None:
@@ -193,24 +248,48 @@ class Contract:
         self,
         parsed: Parsed,
         outputs: Sequence[tuple[str, Sequence[int], bytes | memoryview]],
-    ) -> bytes:
-        """The JSON body of an answer. `outputs`: (datatype, shape, raw), in signature order."""
+    ) -> tuple[bytes, int | None]:
+        """The body of an answer, and how much of it is JSON where binary tensors follow.
+
+        `outputs`: (datatype, shape, raw), in the order of the signature.
+        """
         parts = [self._head]
         if parsed.id is not None:
             parts += (b',"id":', orjson.dumps(parsed.id))
         parts.append(b',"outputs":[')
-        chosen = range(len(self.outputs)) if parsed.outputs is None else [
-            self._out_index[name] for name in parsed.outputs
-        ]  # fmt: skip
-        for n, i in enumerate(chosen):
+        tail: list[bytes | memoryview] = []
+        wanted = parsed.outputs
+        for n, i in enumerate(
+            range(len(outputs)) if wanted is None else [self._out_index[w] for w in wanted]
+        ):
             datatype, shape, raw = outputs[i]
+            name = self.outputs[i].name
             parts += (
-                b',{"name":' if n else b'{"name":', orjson.dumps(self.outputs[i].name),
+                b',{"name":' if n else b'{"name":', orjson.dumps(name),
                 b',"datatype":"', datatype.encode(), b'","shape":', orjson.dumps(list(shape)),
-                b',"data":', to_json(raw, datatype), b"}",
             )  # fmt: skip
+            if name in parsed.binary:
+                parts.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
+                tail.append(raw)
+            else:
+                parts += (b',"data":', to_json(raw, datatype), b"}")
         parts.append(b"]}")
-        return b"".join(parts)
+        head = b"".join(parts)
+        return (b"".join((head, *tail)), len(head)) if tail else (head, None)
+
+    def write_rows(
+        self,
+        single: bool,
+        outputs: Sequence[tuple[str, Sequence[int], bytes | memoryview]],
+    ) -> bytes:
+        """Plain JSON, `{field: value}`, nested as the shapes say; one row without its dimension."""
+        answer = {}
+        for tensor, (datatype, shape, raw) in zip(self.outputs, outputs, strict=True):
+            value = orjson.loads(to_json(raw, datatype))
+            for dim in reversed(shape[1:]):
+                value = [value[k : k + dim] for k in range(0, len(value), dim)] if dim else []
+            answer[tensor.name] = value[0] if single and len(value) == 1 else value
+        return orjson.dumps(answer)
 
     def describe(self, versions: list[str], platform: str) -> dict[str, Any]:
         """The protocol's model metadata."""
@@ -223,6 +302,34 @@ class Contract:
         }
 
 
-def row_bytes(datatype: str, shape: Sequence[int]) -> int:
-    """Bytes of one row of a tensor whose first dimension counts rows."""
-    return SIZE[datatype] * count(list(shape[1:]))
+def _parameter(item: Any, name: str) -> Any:
+    parameters = item.get("parameters") if isinstance(item, dict) else None
+    return parameters.get(name) if isinstance(parameters, dict) else None
+
+
+def _first(*values: Any) -> Any:
+    return next((v for v in values if v is not None), None)
+
+
+def _binary(tensor: Tensor, shape: tuple[int, ...], size: Any, tail: memoryview) -> memoryview:
+    if type(size) is not int or not 0 <= size <= len(tail):
+        raise BadTensor(f"binary_data_size {size!r} is not what the body holds ({len(tail)} left)")
+    raw = tail[:size]
+    if tensor.datatype == "BYTES":
+        if len(split_bytes(raw)) != count(shape):
+            raise BadTensor(f"the binary data has not the {count(shape)} elements of the shape")
+    elif size != SIZE[tensor.datatype] * count(shape):
+        raise BadTensor(
+            f"{size} bytes of binary data, the shape needs {SIZE[tensor.datatype] * count(shape)}"
+        )
+    return raw
+
+
+def _nesting(value: Any) -> list[int]:
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape

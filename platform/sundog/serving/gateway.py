@@ -12,16 +12,19 @@ import logging
 import os
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
-from sundog.rayapi import serve_targets
-from sundog.security.authoriser import AllowAll
+from sundog.rayapi import serve_ports, serve_targets
+from sundog.security.keys import KeyRing
+from sundog.serving.access_log import FLUSH_S, AccessLog
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.pages import build_pages
 from sundog.serving.routes import Routes
+from sundog.serving.stats import Metrics
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8420"
 BIND_TIMEOUT_S = 5.0
@@ -82,6 +85,7 @@ class Gateway:
     """The Serve deployment. `config`: {address}, where it listens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        serve_ports.bind_to_node()
         self._listener = bind(config["address"])
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -107,7 +111,9 @@ class Gateway:
 
         self._loop = asyncio.get_running_loop()
         routes = Routes(serve_targets.watch, _handle_call)
-        self.app = GatewayApp(routes, AllowAll(), build_pages(routes))
+        keys, metrics = KeyRing(), Metrics()
+        access = AccessLog(access_log_path())
+        self.app = GatewayApp(routes, keys, build_pages(routes, metrics), metrics, access)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
@@ -123,13 +129,15 @@ class Gateway:
             )
         )
         background = [
-            asyncio.create_task(follow_control(routes)),
+            asyncio.create_task(follow_control(routes, keys)),
             asyncio.create_task(routes.sweep_forever()),
+            asyncio.create_task(flush_forever(access)),
         ]
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
         for task in background:
             task.cancel()
+        access.flush()
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The deployment's digest rides in `user_config`; there is nothing to change in place."""
@@ -154,8 +162,28 @@ def _handle_call(app: str, deployment: str) -> Any:
     return serve.get_deployment_handle(deployment, app).infer.remote
 
 
-async def follow_control(routes: Routes) -> None:
-    """Keep `routes` at control's newest snapshot, for ever."""
+def access_log_path() -> Path | None:
+    """`SUNDOG_ACCESS_LOG` (empty: none), else beside Ray's own logs."""
+    given = os.environ.get("SUNDOG_ACCESS_LOG")
+    if given is not None:
+        return Path(given) if given else None
+    import ray
+
+    try:
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    except AttributeError:
+        return None
+    return logs / f"sundog-access-{os.getpid()}.jsonl"
+
+
+async def flush_forever(access: AccessLog) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        access.flush()
+
+
+async def follow_control(routes: Routes, keys: KeyRing) -> None:
+    """Keep routes and keys at control's newest snapshot, for ever."""
     import ray
 
     name = f"{os.uname().nodename}/{os.getpid()}"
@@ -165,8 +193,8 @@ async def follow_control(routes: Routes) -> None:
             if control is None:
                 control = await asyncio.to_thread(ray.get_actor, *_CONTROL)
             snapshot = await control.snapshot.remote(name, *routes.version)
-            if snapshot is not None:
-                routes.apply(snapshot)
+            if snapshot is not None and routes.apply(snapshot):
+                keys.update(snapshot["keys"])
         except (ray.exceptions.RayError, ValueError) as error:
             log.warning("control is away, serving on with the last routes: %s", error)
             control = None

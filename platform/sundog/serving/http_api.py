@@ -10,16 +10,22 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
 from sundog import __version__
-from sundog.security.authoriser import Authoriser, Identity, Refusal
+from sundog.clock import WALL
+from sundog.security.authoriser import ANONYMOUS, Authoriser, Identity, Refusal
+from sundog.serving import compression
+from sundog.serving.access_log import AccessLog
 from sundog.serving.contract import BadRequest
 from sundog.serving.lane import HOLD_S, NotServed
-from sundog.serving.routes import Routes, ServiceRoute, VersionRoute
+from sundog.serving.routes import Routes, VersionRoute
+from sundog.serving.stats import Metrics
+from sundog.serving.tensors import BadTensor
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,22 +33,57 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_TIMEOUT_S = 30.0
+_PACK_INLINE = 256 * 1024
 _JSON = (b"content-type", b"application/json")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?")
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|stats|config))?")
+_REPOSITORY = re.compile(r"/v2/repository/(index|models/[^/]+/(?:load|unload))")
+_OCTETS = (b"content-type", b"application/octet-stream")
+EXTENSIONS = [
+    "binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics",
+]  # fmt: skip
 
 
 class Gone(Exception):
     """The client went away before its request was whole."""
 
 
+class MethodNotAllowed(BadRequest):
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"only {allowed} is answered here", 405)
+        self.allowed = allowed
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way: what the log and the metrics are told at its end."""
+
+    scope: Scope
+    receive: Receive
+    headers: dict[bytes, bytes]
+    service: str = ""
+    version: str = ""
+    identity: Identity = ANONYMOUS
+    extra: list[tuple[bytes, bytes]] = field(default_factory=list)
+    content_type: tuple[bytes, bytes] = _JSON
+
+
 class GatewayApp:
     """The ASGI app of a gateway."""
 
-    def __init__(self, routes: Routes, authoriser: Authoriser, pages: ASGIApp) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        authoriser: Authoriser,
+        pages: ASGIApp,
+        metrics: Metrics | None = None,
+        log: AccessLog | None = None,
+    ) -> None:
         self.routes = routes
         self.authoriser = authoriser
         self.pages = pages
+        self.metrics = metrics or Metrics()
+        self.log = log or AccessLog(None)
         self.in_flight = 0
         self.closing = False
 
@@ -51,73 +92,159 @@ class GatewayApp:
             await self.pages(scope, receive, send)
             return
         path: str = scope["path"]
-        if not (path.startswith("/v2/") or path == "/v2"):
-            await self.pages(scope, receive, send)
+        if not path.startswith(("/v2/", "/predict/")) and path != "/v2":
+            await self._page(scope, receive, send)
             return
-        request_id = _request_id(scope["headers"])
+        began_s = WALL.monotonic_s()
+        exchange = Exchange(scope, receive, dict(scope["headers"]))
+        request_id = _request_id(exchange.headers)
         self.in_flight += 1
         try:
-            status, body, extra = await self._answer(scope, path, receive, request_id)
+            status, body = 200, await self._answer(exchange, path)
         except BadRequest as error:
-            status, body, extra = error.status, _error(error.message), _allow(error)
+            status, body = error.status, _error(error.message)
+            if isinstance(error, MethodNotAllowed):
+                exchange.extra.append((b"allow", error.allowed.encode()))
         except NotServed as error:
-            status, body, extra = error.status, _error(error.message), _retry(error.retry_after_s)
+            status, body = error.status, _error(error.message)
+            exchange.extra += _retry(error.retry_after_s)
         except Gone:
             return
         finally:
             self.in_flight -= 1
+        if status != 200:
+            exchange.content_type = _JSON
+        encoding = compression.choose(exchange.headers.get(b"accept-encoding", b""), len(body))
+        if encoding is not None:
+            body = await _packed(body, encoding)
+            exchange.extra.append((b"content-encoding", encoding))
         headers = [
-            _JSON,
+            exchange.content_type,
             (b"content-length", b"%d" % len(body)),
             (b"x-request-id", request_id),
-            *extra,
+            *exchange.extra,
         ]
         if self.closing or status == 413:
             # The rest of an oversized body is not worth reading; a draining gateway lets go.
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        if exchange.service:
+            self._note(exchange, status, request_id, len(body), WALL.monotonic_s() - began_s)
 
-    async def _answer(
-        self, scope: Scope, path: str, receive: Receive, request_id: bytes
-    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    def _note(
+        self, exchange: Exchange, status: int, request_id: bytes, size: int, seconds: float
+    ) -> None:
+        key = exchange.identity.key_id
+        self.metrics.count(exchange.service, exchange.version, key, status, seconds)
+        self.log.add(
+            {
+                "at": WALL.now_s(), "id": request_id.decode(), "service": exchange.service,
+                "version": exchange.version, "key": key, "status": status, "bytes": size,
+                "ms": round(seconds * 1000, 3),
+            }
+        )  # fmt: skip
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        verdict = self.authoriser.authorise(scope["headers"], "")
+        if isinstance(verdict, Refusal) and scope["path"].startswith(_GUARDED):
+            body = _error(verdict.message)
+            headers = [_JSON, (b"content-length", b"%d" % len(body))]
+            await send(
+                {"type": "http.response.start", "status": verdict.status, "headers": headers}
+            )
+            await send({"type": "http.response.body", "body": body})
+            return
+        await self.pages(scope, receive, send)
+
+    async def _answer(self, exchange: Exchange, path: str) -> bytes:
+        scope = exchange.scope
+        if path.startswith("/predict/"):
+            return await self._predict(exchange, unquote(path[9:]))
         match = _MODEL.fullmatch(path)
-        if match is None:
-            return 200, self._server(scope, path), []
+        if match is None or path == "/v2/models/stats":
+            return await self._server(exchange, path)
         name, version, verb = match.groups()
         if "%" in path:
             name, version = unquote(name), unquote(version) if version else version
         if verb == "infer":
-            return 200, await self._infer(scope, name, version, receive), []
+            return await self._infer(exchange, name, version)
         _only(scope, "GET")
-        self._authorise(scope, name)
+        self._authorise(exchange, name, counted=False)
         route, chosen = self.routes.find_version(name, version)
         if verb == "ready":
-            ready = chosen is not None and chosen.ready
-            return (200 if ready else 503), orjson.dumps({"name": name, "ready": ready}), []
-        return 200, await self._metadata(route, chosen), []
+            if chosen is None or not chosen.ready:
+                raise NotServed(503, route.document["message"] or f"{name!r} is not ready", 1.0)
+            return orjson.dumps({"name": name, "ready": True})
+        if verb == "stats":
+            chosen_only = [version] if version else sorted(route.versions)
+            return orjson.dumps(
+                {"model_stats": [_stats(name, route.versions[v]) for v in chosen_only]}
+            )
+        if chosen is None:
+            chosen = await self._hold(name)
+        if verb == "config":
+            return orjson.dumps(_config(name, chosen))
+        platform = "pytorch_export" if chosen.kind == "torch-export" else chosen.kind
+        return orjson.dumps(chosen.contract.describe(sorted(route.versions), platform))
 
     # -- inference
 
-    async def _infer(self, scope: Scope, name: str, version: str | None, receive: Receive) -> bytes:
-        if scope["method"] != "POST":
+    async def _infer(self, exchange: Exchange, name: str, version: str | None) -> bytes:
+        body, chosen = await self._request(exchange, name, version)
+        size = exchange.headers.get(b"inference-header-content-length")
+        if size is not None and not size.isdigit():
+            raise BadRequest("inference-header-content-length is not a number")
+        parsed = chosen.contract.read(body, int(size) if size is not None else None)
+        outputs = await chosen.lane.call(parsed)
+        try:
+            answer, json_size = chosen.contract.write(parsed, outputs)
+        except BadTensor as error:
+            raise BadRequest(str(error)) from None
+        if json_size is not None:
+            exchange.content_type = _OCTETS
+            exchange.extra.append((b"inference-header-content-length", b"%d" % json_size))
+        return answer
+
+    async def _predict(self, exchange: Exchange, name: str) -> bytes:
+        """Plain JSON with field names, for people with curl."""
+        body, chosen = await self._request(exchange, name, None)
+        try:
+            fields = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        parsed, single = chosen.contract.parse_rows(fields)
+        outputs = await chosen.lane.call(parsed)
+        try:
+            return chosen.contract.write_rows(single, outputs)
+        except BadTensor as error:
+            raise BadRequest(str(error)) from None
+
+    async def _request(
+        self, exchange: Exchange, name: str, version: str | None
+    ) -> tuple[bytes, VersionRoute]:
+        """Who may, the whole body in clear, and the version that answers it."""
+        if exchange.scope["method"] != "POST":
             raise MethodNotAllowed("POST")
-        self._authorise(scope, name)
+        self._authorise(exchange, name)
         route, chosen = self.routes.find_version(name, version)
-        body = await read_body(scope, receive, route.max_body)
+        exchange.service = name
+        body = await read_body(exchange, route.max_body)
+        encoding = exchange.headers.get(b"content-encoding")
+        if encoding is not None:
+            body = compression.unpack(body, encoding, route.max_body)
         # Routes may have moved while the body came; from here to the queue nothing waits.
-        route, chosen = self.routes.find_version(name, version)
+        _, chosen = self.routes.find_version(name, version)
         if chosen is None:
             chosen = await self._hold(name)
-        parsed = chosen.contract.read(body)
-        outputs = await chosen.lane.call(parsed)
-        return chosen.contract.write(parsed, outputs)
+        exchange.version = chosen.version
+        return body, chosen
 
-    def _authorise(self, scope: Scope, service: str) -> Identity:
-        verdict = self.authoriser.authorise(scope["headers"], service)
+    def _authorise(self, exchange: Exchange, service: str, counted: bool = True) -> None:
+        verdict = self.authoriser.authorise(exchange.scope["headers"], service if counted else "")
         if isinstance(verdict, Refusal):
             raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
-        return verdict
+        exchange.identity = verdict
 
     async def _hold(self, name: str) -> VersionRoute:
         """A service without any version yet: its first one may be starting."""
@@ -134,7 +261,8 @@ class GatewayApp:
 
     # -- everything else
 
-    def _server(self, scope: Scope, path: str) -> bytes:
+    async def _server(self, exchange: Exchange, path: str) -> bytes:
+        scope = exchange.scope
         if path == "/v2/health/live":
             _only(scope, "GET")
             return b'{"live":true}'
@@ -148,31 +276,80 @@ class GatewayApp:
             return orjson.dumps(
                 {"name": "sundog", "version": __version__, "extensions": EXTENSIONS}
             )
+        self._authorise(exchange, "", counted=False)
+        if path == "/v2/models/stats":
+            _only(scope, "GET")
+            return orjson.dumps({"model_stats": [_stats(n, v) for n, _, v in self._served()]})
+        match = _REPOSITORY.fullmatch(path)
+        if match is not None:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed("POST")
+            if match[1] != "index":
+                raise BadRequest("services come and go with `serve deploy` or `sundog deploy`")
+            body = await read_body(exchange, 65536)
+            return orjson.dumps(self._index(_only_ready(body)))
         raise BadRequest(f"there is nothing at {path[:200]!r}", 404)
 
-    async def _metadata(self, route: ServiceRoute, chosen: VersionRoute | None) -> bytes:
-        if chosen is None:
-            chosen = await self._hold(route.name)
-        platform = "pytorch_export" if chosen.kind == "torch-export" else chosen.kind
-        return orjson.dumps(chosen.contract.describe(sorted(route.versions), platform))
+    def _served(self) -> list[tuple[str, str, VersionRoute]]:
+        return [
+            (name, version, found)
+            for name, route in sorted(self.routes.services.items())
+            for version, found in sorted(route.versions.items())
+        ]
+
+    def _index(self, only_ready: bool) -> list[dict[str, str]]:
+        """The protocol's repository index: every version, READY or UNAVAILABLE with its reason."""
+        rows = [
+            {
+                "name": name, "version": version,
+                "state": "READY" if found.ready else "UNAVAILABLE",
+                "reason": "" if found.ready else self.routes.services[name].document["message"],
+            }
+            for name, version, found in self._served()
+        ]  # fmt: skip
+        return [r for r in rows if r["state"] == "READY"] if only_ready else rows
 
 
-EXTENSIONS: list[str] = []
+_GUARDED = ("/sundog", "/metrics")
 
 
-class MethodNotAllowed(BadRequest):
-    def __init__(self, allowed: str) -> None:
-        super().__init__(f"only {allowed} is answered here", 405)
-        self.allowed = allowed
+def _stats(name: str, version: VersionRoute) -> dict[str, Any]:
+    return version.lane.stats.document(name, version.version)
+
+
+def _config(name: str, version: VersionRoute) -> dict[str, Any]:
+    """The protocol's model configuration, as far as it says something here."""
+    stacked = version.contract.batchable
+
+    def tensor(t: Any) -> dict[str, Any]:
+        datatype = "STRING" if t.datatype == "BYTES" else t.datatype
+        return {
+            "name": t.name, "data_type": f"TYPE_{datatype}",
+            "dims": list(t.shape[1:] if stacked else t.shape),
+        }  # fmt: skip
+
+    return {
+        "name": name,
+        "platform": version.kind,
+        "backend": "sundog",
+        "version_policy": {"specific": {"versions": [int(version.version)]}},
+        "max_batch_size": version.lane.limits.batch if stacked else 0,
+        "input": [tensor(t) for t in version.contract.inputs],
+        "output": [tensor(t) for t in version.contract.outputs],
+    }
+
+
+def _only_ready(body: bytes) -> bool:
+    try:
+        document = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    return isinstance(document, dict) and document.get("ready") is True
 
 
 def _only(scope: Scope, method: str) -> None:
     if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
         raise MethodNotAllowed(method)
-
-
-def _allow(error: BadRequest) -> list[tuple[bytes, bytes]]:
-    return [(b"allow", error.allowed.encode())] if isinstance(error, MethodNotAllowed) else []
 
 
 def _retry(after_s: float | None) -> list[tuple[bytes, bytes]]:
@@ -183,21 +360,26 @@ def _error(message: str) -> bytes:
     return orjson.dumps({"error": message})
 
 
-def _request_id(headers: Any) -> bytes:
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return bytes(value)
+def _request_id(headers: dict[bytes, bytes]) -> bytes:
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
     return secrets.token_hex(8).encode()
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def _packed(body: bytes, encoding: bytes) -> bytes:
+    if len(body) < _PACK_INLINE:
+        return compression.pack(body, encoding)
+    return await asyncio.to_thread(compression.pack, body, encoding)
+
+
+async def read_body(exchange: Exchange, limit: int) -> bytes:
     """The whole body. Raises BadRequest 413 over `limit` bytes and 408 when it does not come."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit:
-            raise _too_large(limit)
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Gone
+    size = exchange.headers.get(b"content-length")
+    if size is not None and int(size) > limit:
+        raise _too_large(limit)
+    receive = exchange.receive
+    message = await _first_part(receive)
     if not message.get("more_body"):
         body: bytes = message.get("body", b"")
         if len(body) > limit:
@@ -210,12 +392,17 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise BadRequest(f"the body did not come within {BODY_TIMEOUT_S:g} s", 408) from None
 
 
+async def _first_part(receive: Receive) -> MutableMapping[str, Any]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise Gone
+    return message
+
+
 async def _rest(first: bytes, receive: Receive, limit: int) -> bytes:
     parts, size = [first], len(first)
     while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
+        message = await _first_part(receive)
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from sundog.clock import WALL
 from sundog.serving.contract import Contract, Parsed
 from sundog.serving.frames import BadFrame, cut, tensor_meta
+from sundog.serving.stats import LaneStats
 
 HOLD_S = 10.0
 """How long a request waits for a first replica before it is refused."""
@@ -104,6 +105,7 @@ class Lane:
         self.connections: list[Connection] = []
         self.waiting_message = "no replica is ready"
         self.under_way = 0
+        self.stats = LaneStats()
         self._now = now
         self._pumping = False
         self._loop = asyncio.get_event_loop()
@@ -185,6 +187,7 @@ class Lane:
         except BadFrame as error:
             self._refuse(batch.calls, NotServed(500, f"the replica's answer is broken: {error}"))
             return
+        self._count(batch)
         if len(batch.calls) == 1:
             _settle(batch.calls[0], outputs)  # type: ignore[arg-type]
             return
@@ -201,6 +204,15 @@ class Lane:
                 part.append((datatype, [rows, *shape[1:]], raw[at * width : (at + rows) * width]))
             at += rows
             _settle(call, part)
+
+    def _count(self, batch: Batch) -> None:
+        now, stats = self._now(), self.stats
+        stats.executed(batch.rows, now - batch.sent_s)
+        stats.rows += batch.rows
+        stats.success_count += len(batch.calls)
+        for call in batch.calls:
+            stats.queue_s += batch.sent_s - call.queued_s
+            stats.success_s += now - call.queued_s
 
     def failed(self, batch: Batch, kind: str, message: str) -> None:
         self.under_way -= len(batch.calls)
@@ -233,6 +245,8 @@ class Lane:
     def _refuse(self, calls: list[Call], why: NotServed) -> None:
         for call in calls:
             if not call.future.done():
+                self.stats.fail_count += 1
+                self.stats.fail_s += self._now() - call.queued_s
                 call.future.set_exception(why)
 
     def sweep(self) -> None:

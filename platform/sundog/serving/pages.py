@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from sundog import __version__
+from sundog import __version__, telemetry
 from sundog.serving.routes import Routes
+from sundog.serving.stats import Metrics
 
 
-def build_pages(routes: Routes) -> FastAPI:
+def build_pages(routes: Routes, metrics: Metrics) -> FastAPI:
     app = FastAPI(
         title="Sundog",
         version=__version__,
@@ -44,7 +45,29 @@ def build_pages(routes: Routes) -> FastAPI:
     def services() -> list[dict[str, Any]]:
         return [describe(routes, name) for name in sorted(routes.services)]
 
+    @app.get("/metrics", summary="Prometheus metrics of this gateway")
+    def prometheus() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text(gauges(routes)))
+
     return app
+
+
+def gauges(routes: Routes) -> list[tuple[str, str, dict[str, float]]]:
+    return [
+        (
+            name,
+            version,
+            {
+                telemetry.GATEWAY_QUEUED: len(found.lane.queue),
+                telemetry.GATEWAY_IN_FLIGHT: found.lane.under_way,
+                telemetry.GATEWAY_REPLICAS: len(found.lane.connections),
+                telemetry.GATEWAY_ROWS: found.lane.stats.rows,
+                telemetry.GATEWAY_CALLS: found.lane.stats.executions,
+            },
+        )
+        for name, route in sorted(routes.services.items())
+        for version, found in sorted(route.versions.items())
+    ]
 
 
 def describe(routes: Routes, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sundog.errors import ServiceError, SundogError
+from sundog.rayapi import serve_ports
 from sundog.serving import frames
 from sundog.serving.tensors import BadTensor, from_numpy, to_numpy
 
@@ -195,6 +196,7 @@ class Model:
     def __init__(self, place: dict[str, Any]) -> None:
         import torch
 
+        serve_ports.bind_to_node()
         torch.set_num_threads(1)
         from sundog.storage.models import Registry
         from sundog.storage.programs import load_model

@@ -1,0 +1,120 @@
+"""What a gateway counts: per version for the protocol's statistics, per service for Prometheus.
+
+Counts in place and prints on demand; nobody waits for it and nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Any
+
+from sundog import telemetry
+
+BUCKETS_S = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+
+class LaneStats:
+    """Of one version: requests, rows, calls of the model, and where the time went (seconds)."""
+
+    __slots__ = (
+        "batches", "executions", "fail_count", "fail_s", "infer_s", "last_s", "queue_s", "rows",
+        "success_count", "success_s",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.rows = self.executions = self.success_count = self.fail_count = 0
+        self.success_s = self.fail_s = self.queue_s = self.infer_s = 0.0
+        self.last_s = 0.0
+        self.batches: dict[int, list[float]] = {}
+
+    def executed(self, rows: int, seconds: float) -> None:
+        self.executions += 1
+        self.infer_s += seconds
+        entry = self.batches.get(rows)
+        if entry is None:
+            entry = self.batches[rows] = [0, 0.0]
+        entry[0] += 1
+        entry[1] += seconds
+
+    def document(self, name: str, version: str) -> dict[str, Any]:
+        """One entry of the protocol's `model_stats`."""
+        batches = [
+            {"batch_size": rows, "compute_infer": _duration(int(n), s)}
+            for rows, (n, s) in sorted(self.batches.items())
+        ]
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": int(self.last_s * 1000),
+            "inference_count": self.rows,
+            "execution_count": self.executions,
+            "inference_stats": {
+                "success": _duration(self.success_count, self.success_s),
+                "fail": _duration(self.fail_count, self.fail_s),
+                "queue": _duration(self.success_count, self.queue_s),
+                "compute_infer": _duration(self.executions, self.infer_s),
+            },
+            "batch_stats": batches,
+        }
+
+
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": int(seconds * 1e9)}
+
+
+class Metrics:
+    """Requests by (service, version, key, status), and latency by (service, version)."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, str, int], int] = {}
+        self._latency: dict[tuple[str, str], list[float]] = {}
+
+    def count(self, service: str, version: str, key: str, status: int, seconds: float) -> None:
+        label = (service, version, key, status)
+        self._requests[label] = self._requests.get(label, 0) + 1
+        if status != 200:
+            return
+        histogram = self._latency.get((service, version))
+        if histogram is None:
+            histogram = self._latency[service, version] = [0.0] * (len(BUCKETS_S) + 2)
+        histogram[bisect_left(BUCKETS_S, seconds)] += 1
+        histogram[-1] += seconds
+
+    def text(self, gauges: Iterable[tuple[str, str, dict[str, float]]]) -> str:
+        """Prometheus' text format. `gauges`: (service, version, {metric: value})."""
+        out = [f"# TYPE {telemetry.GATEWAY_REQUESTS} counter"]
+        for (service, version, key, status), n in sorted(self._requests.items()):
+            labels = _labels(service=service, version=version, key=key, status=str(status))
+            out.append(f"{telemetry.GATEWAY_REQUESTS}{labels} {n}")
+        out.append(f"# TYPE {telemetry.GATEWAY_LATENCY_S} histogram")
+        for (service, version), histogram in sorted(self._latency.items()):
+            out += _histogram(service, version, histogram)
+        rows = list(gauges)
+        for metric in sorted({m for _, _, values in rows for m in values}):
+            out.append(f"# TYPE {metric} gauge")
+            out += [
+                f"{metric}{_labels(service=s, version=v)} {values[metric]:g}"
+                for s, v, values in rows
+                if metric in values
+            ]
+        return "\n".join(out) + "\n"
+
+
+def _histogram(service: str, version: str, histogram: list[float]) -> list[str]:
+    name, total, out = telemetry.GATEWAY_LATENCY_S, 0.0, []
+    for bound, n in zip((*BUCKETS_S, "+Inf"), histogram[:-1], strict=True):
+        total += n
+        labels = _labels(service=service, version=version, le=str(bound))
+        out.append(f"{name}_bucket{labels} {total:g}")
+    labels = _labels(service=service, version=version)
+    return [*out, f"{name}_count{labels} {total:g}", f"{name}_sum{labels} {histogram[-1]:g}"]
+
+
+def _labels(**labels: str) -> str:
+    def escape(value: str) -> str:
+        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+    return "{" + ",".join(f'{k}="{escape(v)}"' for k, v in labels.items()) + "}"

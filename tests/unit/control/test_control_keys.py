@@ -1,0 +1,57 @@
+"""Keys as control handles them, on a real store."""
+
+import pytest
+
+from sundog.clock import ManualClock
+from sundog.control.keys import Keys
+from sundog.errors import NotFound
+from sundog.security.authoriser import Identity, Refusal
+from sundog.security.keys import KeyRing
+from sundog.store import open_store
+
+
+@pytest.fixture
+def keys(tmp_path):
+    clock = ManualClock(1000.0)
+    store = open_store(f"sqlite:///{tmp_path}/c.db", clock=clock)
+    made = Keys(store, store.acquire("t"), clock)
+    made.clock, made.store = clock, store
+    yield made
+    store.close()
+
+
+def may(keys, key):
+    ring = KeyRing(keys.clock.now_s, keys.clock.monotonic_s)
+    ring.update(keys.store.keys())
+    verdict = ring.authorise([(b"authorization", b"Bearer " + key.encode())], "digits")
+    assert isinstance(verdict, Identity | Refusal)
+    return isinstance(verdict, Identity)
+
+
+def test_a_key_is_shown_once_and_kept_as_a_hash(keys):
+    made = keys.create("me", ["digits"], rate=5.0)
+    assert may(keys, made["key"])
+    [row] = keys.listing()
+    assert (row["key_id"], row["scopes"], row["rate"]) == (made["key_id"], ["digits"], 5.0)
+    assert made["key"] not in str(keys.listing()) + str(keys.store.keys()) + str(
+        keys.store.events()
+    )
+
+
+def test_revoking(keys):
+    made = keys.create("me")
+    keys.revoke(made["key_id"])
+    assert not may(keys, made["key"])
+    with pytest.raises(NotFound, match="no key 'nope'"):
+        keys.revoke("nope")
+
+
+def test_a_rotated_key_goes_on_for_a_while_beside_its_successor(keys):
+    old = keys.create("me", ["digits"], rate=5.0)
+    new = keys.rotate(old["key_id"], overlap_s=60)
+    assert new["scopes"] == ["digits"]
+    assert may(keys, old["key"])
+    assert may(keys, new["key"])
+    keys.clock.advance(61)
+    assert not may(keys, old["key"])
+    assert may(keys, new["key"])

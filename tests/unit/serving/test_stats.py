@@ -1,0 +1,51 @@
+"""Counting: the protocol's statistics, Prometheus text, the access log."""
+
+import orjson
+
+from sundog.serving.access_log import AccessLog
+from sundog.serving.stats import LaneStats, Metrics
+
+
+def test_statistics_of_a_version():
+    stats = LaneStats()
+    stats.executed(3, 0.5)
+    stats.executed(3, 0.25)
+    stats.executed(1, 0.25)
+    stats.rows, stats.success_count = 7, 4
+    document = stats.document("digits", "2")
+    assert (document["inference_count"], document["execution_count"]) == (7, 3)
+    assert document["inference_stats"]["compute_infer"] == {"count": 3, "ns": 10**9}
+    assert [b["batch_size"] for b in document["batch_stats"]] == [1, 3]
+
+
+def test_prometheus_text_counts_and_escapes():
+    metrics = Metrics()
+    metrics.count("a", "1", "k", 200, 0.003)
+    metrics.count("a", "1", "k", 200, 99.0)
+    metrics.count('we"ird\n', "1", "", 500, 1.0)
+    text = metrics.text([("a", "1", {"sundog_gateway_queued": 4})])
+    assert 'sundog_gateway_requests_total{service="a",version="1",key="k",status="200"} 2' in text
+    assert 'service="we\\"ird\\n"' in text
+    assert 'sundog_gateway_latency_seconds_bucket{service="a",version="1",le="0.005"} 1' in text
+    assert 'sundog_gateway_latency_seconds_bucket{service="a",version="1",le="+Inf"} 2' in text
+    assert 'sundog_gateway_latency_seconds_count{service="a",version="1"} 2' in text
+    assert 'sundog_gateway_queued{service="a",version="1"} 4' in text
+
+
+def test_the_access_log_is_json_lines_and_is_turned_over(tmp_path):
+    path = tmp_path / "access.jsonl"
+    log = AccessLog(path, max_bytes=50)
+    for i in range(3):
+        log.add({"i": i, "text": "x" * 30})
+        log.flush()
+    lines = [*path.with_suffix(".1").read_text().splitlines()]
+    lines += path.read_text().splitlines() if path.exists() else []
+    assert [orjson.loads(line)["i"] for line in lines][-1] == 2
+    assert not AccessLog(None).flush()
+
+
+def test_a_disk_that_refuses_costs_lines_only(tmp_path):
+    log = AccessLog(tmp_path / "gone" / "access.jsonl")
+    log.add({})
+    log.flush()
+    assert log.lost == 1
