@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,8 +29,9 @@ from typing import Any, Literal
 class Rule:
     """How hard to cut. `grace`: reports before the first cut. `keep`: share kept there.
 
-    At age a the share is `keep * (grace / a) ** steepness`, times the round's width. `outlook`: part
-    of the last doubling's gain that is expected of the next; counted from age `outlook_from` on.
+    At age a the share is `keep * (grace / a) ** steepness`, times the round's width. `rounds`: pairs
+    of (width, outlook); outlook is the part of the last doubling's gain that is expected of the
+    next, counted from age `outlook_from` on. Later rounds are wider and more hopeful.
     `thrift`: 0 ignores costs, 1 halves the share of a trial twice as dear as the median.
     """
 
@@ -39,10 +39,9 @@ class Rule:
     grace: int = 2
     keep: float = 0.5
     steepness: float = 1.5
-    outlook: float = 0.4
     outlook_from: int = 4
     thrift: float = 0.0
-    rounds: tuple[float, ...] = (1.0, 2.0, 3.0)
+    rounds: tuple[tuple[float, float], ...] = ((1.0, 0.4), (2.0, 0.4), (3.0, 0.4))
 
     def __post_init__(self) -> None:
         if not 1 <= self.grace <= self.max_age:
@@ -114,7 +113,7 @@ class Board:
         seen.values.append(-math.inf if math.isnan(value) else float(value))
         seen.cost += cost
         if seen.age <= self.rule.max_age:
-            insort(self._scores[seen.age - 1], self._score(seen))
+            insort(self._scores[seen.age - 1], self._score(seen, seen.age))
         if seen.age == self.rule.grace:
             insort(self._rates, seen.cost / seen.age)
         verdict = self.judge(trial)
@@ -144,14 +143,28 @@ class Board:
         while True:
             best = self._most_for_the_money()
             if best is not None:
-                width = self.rule.rounds[self.round]
+                width, _ = self.rule.rounds[self.round]
                 why = f"{self.judge(best).reason} (width {width:g})"
                 return Choice("resume", best, why)
             if fresh:
                 return Choice("start", None, "no paused trial ranks high enough: a fresh one")
             if self.round + 1 >= len(self.rule.rounds):
                 return Choice("finish", None, "every round is done: nothing left is worth its cost")
-            self.round += 1
+            self._widen()
+
+    def _widen(self) -> None:
+        self.round += 1
+        if self.rule.rounds[self.round][1] != self.rule.rounds[self.round - 1][1]:
+            self._rescore()
+
+    def _rescore(self) -> None:
+        """All scores under this round's outlook."""
+        self._scores = [[] for _ in range(self.rule.max_age)]
+        for seen in self.trials.values():
+            for age in range(1, min(seen.age, self.rule.max_age) + 1):
+                self._scores[age - 1].append(self._score(seen, age))
+        for scores in self._scores:
+            scores.sort()
 
     def _most_for_the_money(self) -> str | None:
         best, best_key = None, (-math.inf, -math.inf)
@@ -166,24 +179,22 @@ class Board:
                     best, best_key = name, key
         return best
 
-    def _score(self, seen: Trial) -> float:
-        value, age = seen.values[-1], seen.age
-        if age < self.rule.outlook_from or not math.isfinite(value):
+    def _score(self, seen: Trial, age: int) -> float:
+        value, outlook = seen.values[age - 1], self.rule.rounds[self.round][1]
+        if age < max(2, self.rule.outlook_from) or not math.isfinite(value):
             return value
         half = age // 2
         before = seen.values[half - 1]
         if age % 2:
             before = (before + seen.values[half]) / 2
-        return (
-            value + self.rule.outlook * max(0.0, value - before) if math.isfinite(before) else value
-        )
+        return value + outlook * max(0.0, value - before) if math.isfinite(before) else value
 
     def _standing(self, seen: Trial) -> tuple[int, int, float]:
         if not seen.values:
             return 0, 0, 1.0
         age = min(seen.age, self.rule.max_age)
         peers = self._scores[age - 1]
-        rank = len(peers) - bisect_right(peers, self._score(seen))
+        rank = len(peers) - bisect_right(peers, self._score(seen, age))
         return rank, len(peers), self._allowed(seen, age)
 
     def _allowed(self, seen: Trial, age: int) -> float:
@@ -192,7 +203,7 @@ class Board:
             return math.inf
         share = rule.keep * (rule.grace / age) ** rule.steepness
         screened = len(self._scores[rule.grace - 1])
-        return max(1.0, rule.rounds[self.round] * share * screened * self._discount(seen))
+        return max(1.0, rule.rounds[self.round][0] * share * screened * self._discount(seen))
 
     def _discount(self, seen: Trial) -> float:
         if not self.rule.thrift or not seen.cost or len(self._rates) < 3:
@@ -216,17 +227,8 @@ class Board:
         board = cls(rule)
         board.round = int(raw["round"])
         for name, kept in raw["trials"].items():
-            board._rebuild(name, kept["values"], kept["cost"])
-            board.trials[name].state = kept["state"]
+            seen = board.trials[name] = Trial(list(kept["values"]), kept["cost"], kept["state"])
+            if seen.age >= rule.grace:
+                insort(board._rates, seen.cost / seen.age)
+        board._rescore()
         return board
-
-    def _rebuild(self, name: str, values: Iterable[float], cost: float) -> None:
-        seen = self.trials[name] = Trial()
-        values = list(values)
-        for value in values:
-            seen.values.append(value)
-            if seen.age <= self.rule.max_age:
-                insort(self._scores[seen.age - 1], self._score(seen))
-        seen.cost = cost
-        if seen.age >= self.rule.grace:
-            insort(self._rates, cost / seen.age)

@@ -1,0 +1,303 @@
+"""Goodput of training under real preemption events: ours beside what is common, by simulation.
+
+Replays Bamboo (`ms,add|remove,nodeN`) and Parcae (JSON lines) node events. Work is linear in the
+number of nodes; a node-second is available from the node's add to its removal. Removals come
+without a notice unless the policy says so, and nobody knows the future.
+
+    python benchmarks/goodput.py --events ../shared/traces/preemptions/bamboo-p3.csv --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sundog.runs.goodput import Account
+from sundog.runs.interval import young_daly_s
+from sundog.runs.resize import Snapshot, decide
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Nodes that came and went at one moment."""
+
+    at_s: float
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a change costs. Seconds; `checkpoint_s` is how long a step waits for a save."""
+
+    name: str
+    survivors_keep_state: bool
+    warm_in_background: bool  # a newcomer starts while the others go on
+    notice: bool  # a checkpoint is written inside the preemption notice
+    startup_s: float  # from a node that is there to a process that can join
+    shrink_s: float  # a worker is gone -> the next step of the others
+    grow_s: float  # all stand still while warm workers join
+    cold_s: float  # nobody is left -> first step, from the checkpoint
+    checkpoint_s: float
+    every_s: float | None  # None: Young/Daly from the losses seen so far
+    step_s: float = 1.0
+
+
+# The stage costs of ours: the goals of the design, which benchmarks/recovery.py measures against;
+# `--costs FILE` takes measured ones. Checkpoint stalls are of an asynchronous save of 500 MB.
+SUNDOG = Policy("sundog", True, True, False, 10.0, 3.0, 1.0, 10.0, 0.10, None)
+POLICIES = (
+    SUNDOG,
+    replace(SUNDOG, name="sundog, with notices", notice=True, shrink_s=1.5),
+    replace(SUNDOG, name="sundog, 60 s to start a node", startup_s=60.0, cold_s=60.0),
+    Policy("restart 5 s, checkpoint in the notice", False, False, True, 0, 5, 5, 5, 10, None),
+    Policy("restart 20 s, checkpoint in the notice", False, False, True, 0, 20, 20, 20, 10, None),
+    Policy("restart 60 s, Young/Daly", False, False, False, 0, 60, 60, 60, 10, None),
+    Policy("restart 60 s, every 30 min", False, False, False, 0, 60, 60, 60, 10, 1800),
+)
+
+
+def read_events(path: Path) -> list[Change]:
+    """The changes in a file of either format, by time. ValueError with the line that is neither."""
+    by_time: dict[float, tuple[list[str], list[str]]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            at_ms, what, nodes = _parcae(line) if line.lstrip().startswith("[") else _bamboo(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: neither Bamboo nor Parcae: {error}") from None
+        added, removed = by_time.setdefault(at_ms / 1000, ([], []))
+        if what == "add":
+            added += nodes
+        elif what == "remove":
+            removed += nodes
+    return [Change(at, tuple(a), tuple(r)) for at, (a, r) in sorted(by_time.items())]
+
+
+def _bamboo(line: str) -> tuple[float, str, list[str]]:
+    at_ms, what, node = line.strip().split(",")
+    if what not in ("add", "remove"):
+        raise ValueError(f"{what!r} is neither add nor remove")
+    return float(at_ms), what, [node]
+
+
+def _parcae(line: str) -> tuple[float, str, list[str]]:
+    at_ms, what, fields = json.loads(line)
+    return float(at_ms), str(what), [str(node) for node in fields["nodes"]]
+
+
+class Replay:
+    """One policy on one trace. Between two moments nothing changes, so time is added in pieces."""
+
+    def __init__(self, policy: Policy, most: int) -> None:
+        self.policy, self.most = policy, most
+        self.account = Account()
+        self.now_s = 0.0
+        self.nodes: dict[str, float] = {}  # node -> when its process can join
+        self.group: set[str] = set()
+        self.resume_s = 0.0  # until then all stand still
+        self.why = "restart"
+        self.fresh = True  # no state in anybody's memory
+        self.since_save = 0.0  # node-seconds of work that no checkpoint has
+        self.last_save_s = 0.0
+        self.losses = 0
+        self.node_seconds = 0.0
+
+    def run(self, changes: Sequence[Change], end_s: float) -> Account:
+        for change in changes:
+            self.advance(change.at_s)
+            self.change(change)
+        self.advance(end_s)
+        return self.account
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def advance(self, until_s: float) -> None:
+        while self.now_s < until_s:
+            self.decide()
+            moment = min([until_s, *(m for m in self.moments() if m > self.now_s)])
+            self.spend(moment - self.now_s)
+            self.now_s = moment
+            self.save_if_due()
+
+    def moments(self) -> Iterator[float]:
+        yield self.resume_s
+        yield from (ready for node, ready in self.nodes.items() if node not in self.group)
+        if self.group:
+            yield max(self.last_save_s + self.interval_s(), self.resume_s)
+
+    def spend(self, seconds: float) -> None:
+        paused = self.now_s < self.resume_s
+        self.node_seconds += len(self.nodes) * seconds
+        for node, ready in self.nodes.items():
+            if node in self.group:
+                if paused:
+                    self.account.lose(self.why, seconds)
+                else:
+                    self.account.work(seconds)
+                    self.since_save += seconds
+            else:
+                self.account.lose("startup" if ready > self.now_s else "idle", seconds)
+
+    def interval_s(self) -> float:
+        if self.policy.every_s is not None:
+            return self.policy.every_s
+        # One loss is assumed before any was seen.
+        mtbf_s = max(self.now_s, 600.0) / max(1, self.losses)
+        if self.policy.survivors_keep_state:
+            mtbf_s *= 10  # only losing everybody at once needs the checkpoint
+        return max(5.0, young_daly_s(self.policy.checkpoint_s, mtbf_s))
+
+    def save_if_due(self) -> None:
+        due = self.now_s >= self.last_save_s + self.interval_s()
+        if due and self.group and self.now_s >= self.resume_s:
+            self.last_save_s, self.since_save = self.now_s, 0.0
+            self.pause(self.policy.checkpoint_s, "checkpoint")
+
+    # --- changes --------------------------------------------------------------------------------
+
+    def change(self, change: Change) -> None:
+        gone = [node for node in change.removed if node in self.nodes]
+        hit = sum(node in self.group for node in gone)
+        before = len(self.group)
+        for node in gone:
+            del self.nodes[node]
+            self.group.discard(node)
+        for node in change.added:
+            if node not in self.nodes and len(self.nodes) < self.most:
+                self.nodes[node] = self.now_s + self.policy.startup_s
+        if hit:
+            self.losses += hit
+            self.lost(before)
+
+    def lost(self, before: int) -> None:
+        policy = self.policy
+        if policy.survivors_keep_state and self.group:
+            # The step that was under way is computed again, by all.
+            again = 0.0 if policy.notice else before * policy.step_s
+            self.undo(again)
+        elif not policy.notice:
+            self.undo(self.since_save)
+        if not self.group:
+            self.fresh = True
+            return
+        self.pause(policy.shrink_s)
+
+    def undo(self, node_seconds: float) -> None:
+        self.account.undo(node_seconds)
+        self.since_save = max(0.0, self.since_save - node_seconds)
+
+    def pause(self, seconds: float, why: str = "restart") -> None:
+        self.why = why
+        self.resume_s = max(self.resume_s, self.now_s + seconds)
+
+    def decide(self) -> None:
+        """Who joins now: the same decision that a live run makes."""
+        policy = self.policy
+        waiting = [n for n in self.nodes if n not in self.group]
+        warm = [n for n in waiting if self.nodes[n] <= self.now_s]
+        if not warm or self.now_s < self.resume_s:
+            return
+        later = [self.nodes[n] - self.now_s for n in waiting if n not in warm]
+        decision = decide(
+            Snapshot(
+                working=len(self.group), lost=0, leaving=0, warm=len(warm), warming=len(later),
+                low=1, high=self.most, grow_pause_s=policy.grow_s,
+                next_warm_s=min(later, default=math.inf),
+            )
+        )  # fmt: skip
+        if decision.what != "grow":
+            return
+        if self.fresh:
+            self.pause(policy.cold_s)
+        else:
+            if not policy.warm_in_background and not policy.notice:
+                self.undo(self.since_save)  # the whole group starts again from its checkpoint
+            self.pause(policy.grow_s)
+        self.fresh = False
+        self.group |= set(warm[: decision.workers - len(self.group)])
+
+
+def measure(path: Path, most: int, policies: Sequence[Policy]) -> dict[str, object]:
+    changes = read_events(path)
+    ends = [c.at_s for c in changes]
+    # A trace of ticks lasts one tick beyond its last line.
+    end_s = ends[-1] + (ends[-1] - ends[-2] if len(ends) > 1 and not _is_bamboo(path) else 0)
+    out: dict[str, object] = {}
+    for policy in policies:
+        replay = Replay(policy, most)
+        account = replay.run(changes, end_s)
+        assert math.isclose(account.available, replay.node_seconds, rel_tol=1e-6)
+        out[policy.name] = {
+            "goodput": round(account.goodput, 4),
+            "losses": {k: round(v, 4) for k, v in account.shares().items()},
+            "node_hours": round(account.available / 3600, 2),
+        }
+    return {"policies": out, "removals": sum(len(c.removed) for c in changes), "end_s": end_s}
+
+
+def _is_bamboo(path: Path) -> bool:
+    return not path.read_text().lstrip().startswith("[")
+
+
+def machine() -> dict[str, object]:
+    import os
+
+    model = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
+         if x.startswith("model name")), platform.processor(),
+    )  # fmt: skip
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def with_costs(path: Path | None) -> tuple[Policy, ...]:
+    """The policies, ours with the stage costs of a file ({"shrink_s": …, "grow_s": …, …})."""
+    if path is None:
+        return POLICIES
+    costs = json.loads(path.read_text())
+    known = {k: float(v) for k, v in costs.get("costs", costs).items() if k in asdict(SUNDOG)}
+    return (replace(SUNDOG, **known), *POLICIES[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", type=Path, nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--nodes", type=int, default=32, help="most nodes that the run may have")
+    parser.add_argument("--costs", type=Path, help="measured stage costs of ours, JSON")
+    parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    arguments = parser.parse_args()
+    policies = with_costs(arguments.costs)
+    files = {}
+    for path in arguments.events:
+        if not path.exists():
+            parser.error(f"{path} is not there: give a file of Bamboo or Parcae node events")
+        files[path.name] = measure(path, arguments.nodes, policies)
+    for name, found in files.items():
+        print(name)
+        for policy, result in found["policies"].items():  # type: ignore[attr-defined]
+            losses = " · ".join(
+                f"{k} {100 * v:.1f}" for k, v in result["losses"].items() if v > 5e-4
+            )
+            print(f"  {policy:<42} {100 * result['goodput']:5.1f}%   {losses}")
+    if arguments.json:
+        result = {
+            "files": files, "machine": machine(), "nodes": arguments.nodes, "how": "simulation",
+            "costs": {p.name: asdict(p) for p in policies},
+        }  # fmt: skip
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

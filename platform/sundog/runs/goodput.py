@@ -1,0 +1,79 @@
+"""Goodput: the share of the node-seconds a run had that went into steps it kept, the rest by name.
+
+Adds up what it is told happened; measures nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LOSSES = ("startup", "restart", "recomputed", "checkpoint", "idle")
+"""Why a node-second was not useful: a process was starting, the group was forming again, a step
+was computed twice, a step waited for a checkpoint, or the node had no part in the run."""
+
+
+@dataclass
+class Account:
+    """Node-seconds by what became of them."""
+
+    useful: float = 0.0
+    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSSES, 0.0))
+
+    def work(self, node_seconds: float) -> None:
+        self.useful += node_seconds
+
+    def lose(self, why: str, node_seconds: float) -> None:
+        if why not in self.losses:
+            raise ValueError(f"{why!r} is not one of {', '.join(LOSSES)}")
+        self.losses[why] += node_seconds
+
+    def undo(self, node_seconds: float) -> None:
+        """Work that turned out to be lost: it will be computed again."""
+        undone = min(node_seconds, self.useful)
+        self.useful -= undone
+        self.losses["recomputed"] += undone
+
+    @property
+    def available(self) -> float:
+        return self.useful + sum(self.losses.values())
+
+    @property
+    def goodput(self) -> float:
+        """Useful / available, in 0..1; 0 before anything was available."""
+        return self.useful / self.available if self.available else 0.0
+
+    def shares(self) -> Mapping[str, float]:
+        """Each loss as a share of what was available."""
+        total = self.available or 1.0
+        return {name: lost / total for name, lost in self.losses.items()}
+
+
+class Meter:
+    """The account of a live run, from what its driver sees of it."""
+
+    def __init__(self) -> None:
+        self.account = Account()
+        self._step = 0
+        self._furthest = 0
+        self._rate = 0.0  # node-seconds of work in a step, of late
+        self._stall_s = 0.0
+
+    def waited(self, why: str, nodes: int, seconds: float) -> None:
+        self.account.lose(why, nodes * seconds)
+
+    def stepped(self, step: int, nodes: int, seconds: float, stall_s: float = 0.0) -> None:
+        """The group of `nodes` went on to `step` in `seconds`; `stall_s` is what all its saves
+        have cost so far. A step below an earlier one means that work was lost in between."""
+        if step < self._step:
+            self.account.undo((self._furthest - step) * self._rate)
+            self._step = step
+            return
+        stalled_s = min(seconds, max(0.0, stall_s - self._stall_s))
+        self.account.lose("checkpoint", nodes * stalled_s)
+        worked = nodes * (seconds - stalled_s)
+        self.account.work(worked)
+        if step > self._step:
+            self._rate = worked / (step - self._step)
+        self._step, self._stall_s = step, max(stall_s, self._stall_s)
+        self._furthest = max(self._furthest, step)
