@@ -57,7 +57,7 @@ class Control:
     # -- keys
 
     async def keys(self, verb: str, **arguments: Any) -> Any:
-        """create | listing | rotate | revoke, as control/keys.py says."""
+        """create | listing | rotate | revoke | delete, as control/keys.py says."""
         keys = self._loop.keys
         if keys is None:
             raise ControlUnavailable(

@@ -89,6 +89,10 @@ class ControlClient:
     def revoke_key(self, key_id: str) -> None:
         self._ask("keys", verb="revoke", key_id=key_id)
 
+    def delete_key(self, key_id: str) -> None:
+        """Forget a revoked or expired key; with the last one gone, gateways ask for none."""
+        self._ask("keys", verb="delete", key_id=key_id)
+
     def _ask(self, method: str, **arguments: Any) -> Any:
         try:
             actor = ray.get_actor(ACTOR, namespace=NAMESPACE)

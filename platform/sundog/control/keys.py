@@ -10,7 +10,7 @@ from typing import Any
 
 from sundog import telemetry
 from sundog.clock import Clock
-from sundog.errors import NotFound
+from sundog.errors import Conflict, NotFound
 from sundog.security.keys import KeyRecord, new_key, record_of
 from sundog.store import Lease, Store
 
@@ -46,6 +46,18 @@ class Keys:
         """From the next snapshot on, within a second, the key opens nothing. NotFound."""
         record = replace(self._find(key_id), revoked_s=self._clock.now_s())
         self._put(record, telemetry.KEY_REVOKED)
+
+    def delete(self, key_id: str) -> None:
+        """Forget a key that opens nothing any more. Without any key left, nobody is asked for one.
+
+        NotFound; Conflict for a key that still opens something: revoke it first.
+        """
+        record, now_s = self._find(key_id), self._clock.now_s()
+        ends_s = [t for t in (record.expires_s, record.revoked_s) if t is not None]
+        if not any(t <= now_s for t in ends_s):
+            raise Conflict(f"key {key_id} is in use", f"sundog keys revoke {key_id}")
+        self._store.delete_key(self._lease, key_id)
+        self._store.add_event(self._lease, telemetry.KEY_DELETED, key_id, {"name": record.name})
 
     def rotate(self, key_id: str, overlap_s: float = ROTATION_S) -> dict[str, Any]:
         """A successor with the same rights; the old key goes on for `overlap_s`. NotFound."""

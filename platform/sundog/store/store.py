@@ -240,6 +240,10 @@ class Store:
         with self._writing(lease) as session:
             session.merge(KeyRow(**key))
 
+    def delete_key(self, lease: Lease, key_id: str) -> None:
+        with self._writing(lease) as session:
+            session.execute(delete(KeyRow).where(KeyRow.key_id == key_id))
+
     def keys(self) -> list[dict[str, Any]]:
         with self._reading() as session:
             return [

@@ -4,7 +4,7 @@ import pytest
 
 from sundog.clock import ManualClock
 from sundog.control.keys import Keys
-from sundog.errors import NotFound
+from sundog.errors import Conflict, NotFound
 from sundog.security.authoriser import Identity, Refusal
 from sundog.security.keys import KeyRing
 from sundog.store import open_store
@@ -44,6 +44,17 @@ def test_revoking(keys):
     assert not may(keys, made["key"])
     with pytest.raises(NotFound, match="no key 'nope'"):
         keys.revoke("nope")
+
+
+def test_only_a_dead_key_is_forgotten_and_the_last_one_opens_the_door(keys):
+    made = keys.create("me")
+    with pytest.raises(Conflict):
+        keys.delete(made["key_id"])
+    keys.revoke(made["key_id"])
+    assert not may(keys, "nothing")
+    keys.delete(made["key_id"])
+    assert keys.listing() == []
+    assert may(keys, "nothing")
 
 
 def test_a_rotated_key_goes_on_for_a_while_beside_its_successor(keys):

@@ -1,0 +1,215 @@
+"""Clients that nobody here wrote, keys, plain JSON and what operators read, on a real Serve."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+import zlib
+
+import httpx
+import numpy as np
+import pytest
+from serving_kit import (
+    WIDTH,
+    register_python,
+    register_scale,
+    serve_cli,
+    wait_for,
+    wait_ready,
+    write_deployment,
+    x_body,
+)
+
+ROWS = [[1.0, 2.0, 3.0, 4.0]]
+
+
+@pytest.fixture(scope="module")
+def gateway(local_ray, tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("clients")
+    root = local_ray.endpoints.root
+    register_scale(root, "clients-scale", 2.0, tmp)
+    register_python(root, "clients-odd", tmp)
+    file = write_deployment(
+        tmp / "d.yaml",
+        {"service": "scale", "model": "clients-scale@champion", "max_body": "64MiB"},
+        {"service": "odd", "model": "clients-odd@champion", "allow_code": True},
+    )
+    serve_cli(local_ray, "deploy", file)
+    address = local_ray.endpoints.gateway
+    wait_ready(address, "scale")
+    wait_for(
+        "odd ready",
+        lambda: httpx.get(f"{address}/v2/models/odd/ready", trust_env=False).status_code == 200,
+    )
+    yield address
+    (tmp / "empty.yaml").write_text("proxy_location: Disabled\napplications: []\n")
+    serve_cli(local_ray, "deploy", tmp / "empty.yaml")
+
+
+def post(address, path, **kwargs):
+    return httpx.post(address + path, timeout=30, trust_env=False, **kwargs)
+
+
+@pytest.fixture
+def triton(gateway):
+    client = pytest.importorskip(
+        "tritonclient.http", reason="tritonclient[http] is not installed (pip install it to run)"
+    )
+    made = client.InferenceServerClient(gateway.removeprefix("http://"))
+    yield client, made
+    made.close()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("packing", [None, "gzip", "deflate"])
+def test_tritons_client_infers(triton, binary, packing):
+    module, client = triton
+    values = np.arange(400 * WIDTH, dtype=np.float32).reshape(400, WIDTH)
+    tensor = module.InferInput("x", list(values.shape), "FP32")
+    tensor.set_data_from_numpy(values, binary_data=binary)
+    result = client.infer(
+        "scale", [tensor], request_id="t-1", model_version="1",
+        outputs=[module.InferRequestedOutput("y", binary_data=binary)],
+        request_compression_algorithm=packing, response_compression_algorithm=packing,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.as_numpy("y"), values * 2)
+    assert result.get_response()["id"] == "t-1"
+
+
+def test_tritons_client_gets_strings_and_integers(triton):
+    module, client = triton
+    values = np.array([[1.0, 2.0]])
+    tensor = module.InferInput("x", [1, 2], "FP64")
+    tensor.set_data_from_numpy(values)
+    result = client.infer("odd", [tensor])
+    np.testing.assert_array_equal(result.as_numpy("y"), values + 1)
+    assert result.as_numpy("word").tolist() == ["café".encode()]
+    assert result.as_numpy("pid").dtype == np.int64
+
+
+def test_tritons_client_asks_everything_else(triton):
+    module, client = triton
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("scale")
+    assert client.is_model_ready("scale", "1")
+    assert not client.is_model_ready("nobody")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    assert client.get_model_metadata("scale")["inputs"][0]["name"] == "x"
+    assert client.get_model_config("scale")["max_batch_size"] == 64
+    index = {m["name"]: m["state"] for m in client.get_model_repository_index()}
+    assert index["scale"] == "READY"
+    before = client.get_inference_statistics("scale")["model_stats"][0]["inference_count"]
+    tensor = module.InferInput("x", [3, WIDTH], "FP32")
+    tensor.set_data_from_numpy(np.zeros((3, WIDTH), np.float32))
+    client.infer("scale", [tensor])
+    after = client.get_inference_statistics("scale")["model_stats"][0]["inference_count"]
+    assert after == before + 3
+    with pytest.raises(module.InferenceServerException, match="no service 'nobody'"):
+        client.infer("nobody", [tensor])
+
+
+def test_a_large_tensor_and_no_rows_at_all(triton):
+    module, client = triton
+    for rows in (200_000, 0):
+        values = np.ones((rows, WIDTH), np.float32)
+        tensor = module.InferInput("x", [rows, WIDTH], "FP32")
+        tensor.set_data_from_numpy(values)
+        assert client.infer("scale", [tensor]).as_numpy("y").shape == (rows, WIDTH)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_packed_requests(gateway, name, pack):
+    body = pack(json.dumps(x_body(ROWS)).encode())
+    answer = post(
+        gateway, "/v2/models/scale/infer", content=body, headers={"content-encoding": name}
+    )
+    assert answer.json()["outputs"][0]["data"] == [2.0, 4.0, 6.0, 8.0]
+    bomb = pack(b" " * (65 * 2**20))
+    refused = post(
+        gateway, "/v2/models/scale/infer", content=bomb, headers={"content-encoding": name}
+    )
+    assert refused.status_code == 413
+
+
+def test_plain_json(gateway):
+    assert post(gateway, "/predict/scale", json={"x": ROWS[0]}).json() == {
+        "y": [2.0, 4.0, 6.0, 8.0]
+    }
+    assert post(gateway, "/predict/scale", json={"x": ROWS * 2}).json() == {
+        "y": [[2.0, 4.0, 6.0, 8.0]] * 2
+    }
+    refused = post(gateway, "/predict/scale", json={"z": 1})
+    assert (refused.status_code, "no field 'z'" in refused.json()["error"]) == (400, True)
+
+
+def test_metrics_and_the_access_log(gateway, local_ray):
+    post(gateway, "/v2/models/scale/infer", json=x_body(ROWS), headers={"x-request-id": "find-me"})
+    text = httpx.get(f"{gateway}/metrics", trust_env=False).text
+    assert 'sundog_gateway_requests_total{service="scale",version="1",key="",status="200"}' in text
+    assert 'sundog_gateway_replicas{service="scale",version="1"} 1' in text
+
+    def logged():
+        logs = local_ray.temp_dir.glob("session_*/logs/sundog-access-*.jsonl")
+        lines = [json.loads(row) for path in logs for row in path.read_text().splitlines()]
+        return [row for row in lines if row["id"] == "find-me"]
+
+    [row] = wait_for("the line", logged)
+    assert (row["service"], row["version"], row["status"]) == ("scale", "1", 200)
+
+
+KEY_SCRIPT = """
+import json, sys, ray
+from sundog.control.client import ControlClient
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+client = ControlClient()
+print(json.dumps(getattr(client, sys.argv[2])(**json.loads(sys.argv[3]))))
+"""
+
+
+def ask_control(local_ray, method, **arguments):
+    """In a process of its own: this one stays free of a Ray connection."""
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", KEY_SCRIPT, local_ray.endpoints.gcs, method, json.dumps(arguments)],
+        env=local_ray.environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_keys_lock_the_gateway_and_leave_no_trace(gateway, local_ray):
+    made = ask_control(local_ray, "create_key", name="me", scopes=["scale"], rate=20.0)
+    try:
+        locked = lambda: post(gateway, "/predict/scale", json={"x": ROWS[0]}).status_code == 401  # noqa: E731
+        wait_for("the gateway asks for keys", locked)
+        headers = {"authorization": f"Bearer {made['key']}"}
+        good = post(gateway, "/predict/scale", json={"x": ROWS[0]}, headers=headers)
+        assert good.json() == {"y": [2.0, 4.0, 6.0, 8.0]}
+        assert post(gateway, "/predict/odd", json={}, headers=headers).status_code == 403
+        assert httpx.get(f"{gateway}/metrics", trust_env=False).status_code == 401
+        assert httpx.get(f"{gateway}/v2/health/live", trust_env=False).status_code == 200
+        burst = [
+            post(gateway, "/predict/scale", json={"x": ROWS[0]}, headers=headers) for _ in range(60)
+        ]
+        limited = [a for a in burst if a.status_code == 429]
+        assert {a.status_code for a in burst} <= {200, 429}
+        assert all(a.headers["retry-after"] for a in limited)
+        time.sleep(1.0)
+        secret = made["key"].encode()
+        for path in [*local_ray.temp_dir.glob("session_*/logs/**/*")]:
+            if path.is_file():
+                assert secret not in path.read_bytes(), path
+    finally:
+        ask_control(local_ray, "revoke_key", key_id=made["key_id"])
+
+    def status():
+        body = {"x": ROWS[0]}
+        return post(gateway, "/predict/scale", json=body, headers=headers).status_code
+
+    wait_for("the key is revoked", lambda: status() == 401)
+    ask_control(local_ray, "delete_key", key_id=made["key_id"])
+    wait_for("the gateway asks nobody again", lambda: status() == 200)
