@@ -137,7 +137,7 @@ def write_dataset(
 
 def open_dataset(root: Root, reference: str) -> Dataset:
     """`name`, `name@3` or `name@latest`. NotFound names what is near."""
-    name, version, word = parse_version(reference)
+    name, version, word = parse_version(reference, "dataset")
     if version is None:
         if word not in ("", "latest"):
             raise NotFound(

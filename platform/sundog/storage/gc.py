@@ -12,7 +12,7 @@ from itertools import groupby
 
 from sundog.clock import WALL, Clock
 from sundog.errors import NotFound
-from sundog.storage import datasets, models, runs
+from sundog.storage import datasets, models, runs, versions
 from sundog.storage.documents import decode
 from sundog.storage.numbers import taken
 from sundog.storage.root import Entry, Root
@@ -33,7 +33,7 @@ def orphans(root: Root, older_than_s: float = OLDER_THAN_S, *, clock: Clock = WA
     """What `collect` would remove. FormatTooNew or Corrupt if it cannot be known."""
     before_s = clock.now_s() - older_than_s
     found: list[Orphan] = []
-    for folder in (models.FOLDER, datasets.FOLDER):
+    for folder in (versions.FOLDER, datasets.FOLDER):
         for name in root.children(folder):
             found += _unreferenced(root, folder, name, before_s)
     found += _of_deleted_runs(root, before_s)
@@ -61,7 +61,7 @@ def _unreferenced(root: Root, folder: str, name: str, before_s: float) -> Iterat
     by_id = _by_id(root.entries(f"{folder}/{name}/files"))
     if not by_id:
         return
-    needed = _model_places(root, name) if folder == models.FOLDER else _data_places(root, name)
+    needed = _model_places(root, name) if folder == versions.FOLDER else _data_places(root, name)
     for place, entries in by_id.items():
         # One young file means that its registration may still be going on.
         if place in needed or any(e.modified_s > before_s for e in entries):
@@ -79,7 +79,7 @@ def _by_id(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def _model_places(root: Root, name: str) -> set[str]:
-    if not taken(root, f"{models.FOLDER}/{name}"):
+    if not taken(root, f"{versions.FOLDER}/{name}"):
         return set()
     return {version.files_at for version in models.Registry(root).versions(name)}
 

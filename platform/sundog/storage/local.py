@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from sundog.errors import AlreadyExists, Conflict, StorageUnavailable
-from sundog.storage.root import HIDDEN, Entry, Root, checked, folder, missing
+from sundog.storage.root import HIDDEN, Entry, Root, arriving, checked, folder, missing
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -140,16 +140,9 @@ class LocalRoot(Root):
                 self._place(staged, key, os.replace)
 
     def download(self, key: str, path: Path) -> None:
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with self._explained("copy", key):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("wb") as sink:
-                    for piece in self.stream(key):
-                        sink.write(piece)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+        with arriving(key, path) as part, part.open("wb") as sink:
+            for piece in self.stream(key):
+                sink.write(piece)
 
     def append(self, key: str, data: bytes) -> None:
         """Add to the end, in one write: lines of several processes do not mix."""

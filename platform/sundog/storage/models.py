@@ -10,53 +10,30 @@ import dataclasses
 import hashlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sundog.clock import WALL, Clock
-from sundog.errors import Conflict, Corrupt, NotFound, SundogError
+from sundog.errors import Conflict, NotFound, SundogError
+from sundog.storage import aliases as pointers
 from sundog.storage import holds as held
 from sundog.storage.datasets import digest
-from sundog.storage.documents import Document, Migrations, decode, encode, number, require_name
+from sundog.storage.documents import require_name
 from sundog.storage.numbers import commit_next, near, parse_version, taken
 from sundog.storage.root import Root, checked
-from sundog.storage.signature import Signature, TensorSpec, signature_of
+from sundog.storage.signature import Signature, TensorSpec
+from sundog.storage.versions import (
+    FOLDER,
+    KINDS,
+    Kind,
+    ModelVersion,
+    decoded,
+    encoded,
+    place_of_files,
+    tombstone,
+)
 
 __all__ = ["ModelVersion", "Registry", "Signature", "TensorSpec"]
-
-FOLDER = "models"
-Kind = Literal["torch-export", "python"]
-_KINDS = ("torch-export", "python")
-_MIGRATIONS: Migrations = {}
-_ATTEMPTS = 100
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One registered version. `files` maps a path inside the version to its SHA-256."""
-
-    name: str
-    version: int
-    kind: Kind
-    signature: Signature
-    metrics: dict[str, float]
-    lineage: dict[str, Any]
-    files: dict[str, str]
-    created_s: float
-    files_at: str
-    entry: str | None = None
-    """`module:Class` of a python model; its module is one of `files`."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each file."""
-
-    @property
-    def ref(self) -> str:
-        return f"{self.name}@{self.version}"
-
-    def key(self, path: str) -> str:
-        """The storage key of one of `files`."""
-        return f"{self.files_at}/{path}"
 
 
 class Registry:
@@ -88,12 +65,12 @@ class Registry:
         """
         require_name(name, "model")
         if alias is not None:
-            _require_alias(alias)
-        if kind not in _KINDS or not files:
-            raise SundogError(f"a model version is {' or '.join(_KINDS)} and has files")
+            pointers.require_alias(alias)
+        if kind not in KINDS or not files:
+            raise SundogError(f"a model version is {' or '.join(KINDS)} and has files")
         if not new_signature:
             self._require_same_signature(name, signature)
-        files_at = f"{FOLDER}/{name}/files/{uuid.uuid4().hex}"
+        files_at = place_of_files(name, uuid.uuid4().hex)
         version = ModelVersion(
             name=name,
             version=0,
@@ -188,21 +165,21 @@ class Registry:
         name: str,
         alias: str,
         version: int,
-        expect: int | Literal["any"] | None = "any",
+        expect: pointers.Expected = "any",
     ) -> None:
         """Point an alias at a version, if it points at `expect` now (None: nowhere). Conflict."""
-        _require_alias(alias)
+        pointers.require_alias(alias)
         self._read(name, version)
-        before = self._move_alias(name, alias, version, expect)
+        before = pointers.move(self.root, name, alias, version, expect)
         # A delete marks the version first and reads the aliases after; we do it the other way
         # round. So one of the two sees the other, and no alias is left on a deleted version.
         if held.read(self.root, _holds_key(name, version)).deleting:
-            self._move_alias(name, alias, before, version)
+            pointers.move(self.root, name, alias, before, version)
             raise self._gone(name, version)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Idempotent."""
-        self._move_alias(name, alias, None, "any")
+        pointers.move(self.root, name, alias, None, "any")
 
     def hold(self, name: str, version: int, holder: str) -> None:
         """Keep a version from being deleted. Idempotent. NotFound if it is (being) deleted."""
@@ -255,7 +232,7 @@ class Registry:
             self.remove_alias(name, alias)
         self.root.write(
             _key(name, n),
-            encode({"name": name, "version": n, "deleted_s": self._clock.now_s()}),
+            tombstone(name, n, self._clock.now_s()),
         )
         self.root.delete_prefix(version.files_at)
 
@@ -263,7 +240,7 @@ class Registry:
 
     def get(self, reference: str, default: str = "latest") -> ModelVersion:
         """`digits@3`, `digits@champion`, `digits@latest`; a bare name means `default`. NotFound."""
-        name, version, word = parse_version(reference)
+        name, version, word = parse_version(reference, "model")
         word = word or default
         if version is None and word.isdigit():
             version = int(word)
@@ -288,15 +265,16 @@ class Registry:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions that were not deleted, ascending. NotFound if there never was one."""
+        require_name(name, "model")
         numbers = taken(self.root, f"{FOLDER}/{name}")
         if not numbers:
             raise near(self.root, "model", FOLDER, name)
         keys = [_key(name, n) for n in numbers]
-        found = map(_parsed, keys, self.root.read_many(keys))
+        found = map(decoded, keys, self.root.read_many(keys))
         return [version for version in found if version]
 
     def aliases(self, name: str) -> dict[str, int]:
-        return self._aliases(name)[0]
+        return pointers.read(self.root, require_name(name, "model"))
 
     def holds(self, name: str, version: int) -> list[str]:
         """Who keeps this version from being deleted."""
@@ -330,7 +308,7 @@ class Registry:
             self.root,
             f"{FOLDER}/{version.name}",
             "model.json",
-            lambda n: encode(_document(dataclasses.replace(version, version=n))),
+            lambda n: encoded(dataclasses.replace(version, version=n)),
         )
         return dataclasses.replace(version, version=n)
 
@@ -350,7 +328,7 @@ class Registry:
     def _find(self, name: str, n: int) -> ModelVersion | None:
         key = _key(name, n)
         try:
-            return _parsed(key, self.root.read(key))
+            return decoded(key, self.root.read(key))
         except NotFound:
             return None
 
@@ -384,86 +362,13 @@ class Registry:
     def _has_version(self, name: str) -> bool:
         return any(self._find(name, n) for n in reversed(taken(self.root, f"{FOLDER}/{name}")))
 
-    def _aliases(self, name: str) -> tuple[dict[str, int], str | None]:
-        key = f"{FOLDER}/{name}/aliases.json"
-        try:
-            data, etag = self.root.read_tagged(key)
-        except NotFound:
-            return {}, None
-        document = decode(data, key)
-        return {a: int(n) for a, n in document["aliases"].items()}, etag
-
-    def _move_alias(
-        self, name: str, alias: str, to: int | None, expect: int | Literal["any"] | None
-    ) -> int | None:
-        """Returns where the alias pointed before."""
-        key = f"{FOLDER}/{name}/aliases.json"
-        for _ in range(_ATTEMPTS):
-            aliases, etag = self._aliases(name)
-            before = aliases.get(alias)
-            if expect != "any" and before != expect:
-                raise Conflict(
-                    f"{name}@{alias} points at {before or 'nothing'}, "
-                    f"not at {expect or 'nothing'}: somebody moved it in between",
-                    fix=f"look at it again: sundog models show {name}",
-                )
-            if before == to:
-                return before
-            after = (
-                {**aliases, alias: to} if to else {a: n for a, n in aliases.items() if a != alias}
-            )
-            try:
-                self.root.swap(key, encode({"aliases": after}), etag)
-            except Conflict:
-                continue
-            return before
-        raise Conflict(f"the aliases of {name} keep changing", fix="try again")
-
 
 def _key(name: str, n: int) -> str:
-    return f"{FOLDER}/{name}/{n}/model.json"
+    return f"{FOLDER}/{require_name(name, 'model')}/{n}/model.json"
 
 
 def _holds_key(name: str, n: int) -> str:
-    return f"{FOLDER}/{name}/{n}/holds.json"
-
-
-def _require_alias(alias: str) -> None:
-    require_name(alias, "alias")
-    if alias == "latest" or alias.isdigit():
-        raise SundogError(
-            f"{alias!r} cannot be an alias: it already means a version", fix="try 'champion'"
-        )
-
-
-def _document(version: ModelVersion) -> Document:
-    document = {f.name: getattr(version, f.name) for f in dataclasses.fields(version)}
-    return {**document, "signature": version.signature.document()}
-
-
-def _parsed(key: str, data: bytes | None) -> ModelVersion | None:
-    """None if it was never there or was deleted."""
-    document = decode(data, key, migrations=_MIGRATIONS) if data is not None else None
-    return _version(document, key) if document and "deleted_s" not in document else None
-
-
-def _version(document: Document, key: str) -> ModelVersion:
-    try:
-        return ModelVersion(
-            name=document["name"],
-            version=int(document["version"]),
-            kind=document["kind"],
-            signature=signature_of(document["signature"], key),
-            metrics={m: number(v) for m, v in document["metrics"].items()},
-            lineage=document["lineage"],
-            files=document["files"],
-            created_s=float(document["created_s"]),
-            files_at=document["files_at"],
-            entry=document.get("entry"),
-            sizes=document.get("sizes", {}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"{key} is not a model version: {error!r}") from error
+    return f"{FOLDER}/{require_name(name, 'model')}/{n}/holds.json"
 
 
 def _require_file(path: Path) -> Path:

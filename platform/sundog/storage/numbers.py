@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 
 from sundog.errors import AlreadyExists, NotFound, SundogError
+from sundog.storage.documents import require_name
 from sundog.storage.root import Root
 
 
@@ -45,7 +46,8 @@ def near(root: Root, what: str, folder: str, name: str) -> NotFound:
     return NotFound(f"no {what} {name!r} in {root.url}", fix=fix)
 
 
-def parse_version(reference: str) -> tuple[str, int | None, str]:
+def parse_version(reference: str, what: str) -> tuple[str, int | None, str]:
     """`digits@3` -> `('digits', 3, '3')`; `digits@champion` -> `('digits', None, 'champion')`."""
     name, _, version = reference.partition("@")
+    require_name(name, what)
     return name, int(version) if version.isascii() and version.isdigit() else None, version

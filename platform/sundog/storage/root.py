@@ -5,8 +5,10 @@ Every room builds its commits on `create` and `swap`; nothing here knows what th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -158,6 +160,27 @@ def folder(prefix: str) -> str:
 
 def missing(root: Root, key: str) -> NotFound:
     return NotFound(f"{key} is not in {root.url}", fix="see what is there, or check SUNDOG_ROOT")
+
+
+@contextlib.contextmanager
+def arriving(key: str, path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it becomes `path` at the end, or vanishes on an error.
+
+    An OSError of the block is this machine's disk, not the root's.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageUnavailable(
+            f"cannot copy {key} to {path}: {error.strerror or error}",
+            fix="free space on this machine's disk, or set TMPDIR to a larger one",
+        ) from error
 
 
 def _inside_ray() -> bool:

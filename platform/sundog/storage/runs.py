@@ -212,7 +212,7 @@ def new_run(root: Root, name: str, run_id: str | None = None, *, clock: Clock = 
 
 def open_run(root: Root, run_id: str, *, clock: Clock = WALL) -> RunFolder:
     """An existing run. NotFound names what is near."""
-    folder = RunFolder(root, run_id, clock=clock)
+    folder = RunFolder(root, require_name(run_id, "run"), clock=clock)
     folder.record()
     return folder
 

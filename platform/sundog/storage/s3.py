@@ -24,7 +24,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from sundog.errors import AlreadyExists, Conflict, StorageUnavailable
-from sundog.storage.root import HIDDEN, Entry, Root, checked, folder, missing
+from sundog.storage.root import HIDDEN, Entry, Root, arriving, checked, folder, missing
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -157,21 +157,8 @@ class S3Root(Root):
         return sorted(n for n in names if n and (prefix or not n.startswith(HIDDEN)))
 
     def download(self, key: str, path: Path) -> None:
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with self._explained("copy", key):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._client.download_file(self.bucket, self._key(key), str(part), Config=_TRANSFER)
-                part.replace(path)
-            except OSError as error:
-                if isinstance(error, botocore.exceptions.HTTPClientError):
-                    raise
-                raise StorageUnavailable(
-                    f"cannot copy {key} to {path}: {error.strerror or error}",
-                    fix="free space on this machine's disk, or set TMPDIR to a larger one",
-                ) from error
-            finally:
-                part.unlink(missing_ok=True)
+        with arriving(key, path) as part, self._explained("copy", key):
+            self._client.download_file(self.bucket, self._key(key), str(part), Config=_TRANSFER)
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         import pyarrow.fs

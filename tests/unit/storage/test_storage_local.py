@@ -82,3 +82,12 @@ def test_a_missing_source_is_an_error_and_not_a_file(root, tmp_path):
         root.upload(tmp_path / "none", "k")
     assert list(root.entries()) == []
     assert list(root.leftovers()) == []
+
+
+def test_a_download_that_cannot_be_written_blames_this_machine_and_leaves_nothing(root, tmp_path):
+    root.write("k", b"x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageUnavailable, match="cannot copy k to") as raised:
+        root.download("k", tmp_path / "file" / "below")
+    assert "TMPDIR" in raised.value.fix
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "root"}

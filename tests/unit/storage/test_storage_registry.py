@@ -4,10 +4,12 @@ import threading
 
 import pytest
 
-from sundog.errors import Conflict, NotFound, StorageUnavailable, SundogError
+from sundog.errors import Conflict, Corrupt, NotFound, StorageUnavailable, SundogError
+from sundog.storage.datasets import open_dataset
 from sundog.storage.gc import orphans
 from sundog.storage.models import Registry, Signature, TensorSpec
 from sundog.storage.root import open_root
+from sundog.storage.runs import open_run
 
 
 def signature(*shape, name="pixels"):
@@ -253,3 +255,33 @@ def test_a_number_is_one_direct_read(root, registry, register, monkeypatch):
     monkeypatch.setattr(type(root), "entries", lambda *a: pytest.fail("listed"))
     registry.set_alias("digits", "champion", 2)
     assert registry.get("digits@2") == registry.get("digits@champion")
+
+
+@pytest.mark.parametrize("name", ["../runs", "a/b", "", "A", ".staging"])
+def test_a_reference_that_is_no_name_is_an_error_of_ours_and_reads_nothing(registry, name):
+    for call in (
+        lambda: registry.get(f"{name}@1"),
+        lambda: registry.versions(name),
+        lambda: registry.aliases(name),
+        lambda: registry.set_alias(name, "champion", 1),
+        lambda: registry.hold(name, 1, "x"),
+        lambda: registry.delete(f"{name}@1"),
+        lambda: open_dataset(registry.root, name),
+        lambda: open_run(registry.root, name),
+    ):
+        with pytest.raises(SundogError):
+            call()
+
+
+def test_a_document_that_names_files_of_others_is_corrupt(root, registry, register):
+    """Deleting it would delete them."""
+    victim = register(name="victim")
+    register()
+    key = "models/digits/1/model.json"
+    document = root.read(key).replace(
+        registry.get("digits@1").files_at.encode(), victim.files_at.encode()
+    )
+    root.write(key, document)
+    with pytest.raises(Corrupt):
+        registry.delete("digits@1", force=True)
+    assert registry.verify("victim@1") == []
