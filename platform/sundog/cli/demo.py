@@ -102,14 +102,16 @@ class Demo:
             raise type(error)(f"demo step '{name}' failed: {error.message}", error.fix) from error
         step = Step(name, said, WALL.monotonic_s() - start)
         self.steps.append(step)
-        self.out.say(f"  {step.name:<11} {step.said:<88} {step.seconds:5.1f} s")
+        self.out.say(
+            f"  {step.name:<11} {step.said:<92} {step.seconds:5.1f} s  {step.seconds / 3600:.4f} node-h"
+        )
 
     def receipt(self) -> None:
         """What it took and how to go on."""
         total = sum(step.seconds for step in self.steps)
         self.out.say(
-            f"  {'cost':<11} {total:.0f} s, {total / 3600:.3f} node-hours (this machine has no price) · "
-            f"at most {self._peak_bytes / 2**30:.1f} GiB of memory"
+            f"  {'cost':<11} {total:.0f} s, {total / 3600:.3f} node-hours (this machine has no price), start of Ray "
+            f"included · at most {self._peak_bytes / 2**30:.1f} GiB of memory"
         )
         self.out.say("\nNext: `make up`, then in another shell here")
         self.out.say('  eval "$(.venv/bin/sundog env)"')
