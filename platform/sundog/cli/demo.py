@@ -110,8 +110,8 @@ class Demo:
         """What it took and how to go on."""
         total = sum(step.seconds for step in self.steps)
         self.out.say(
-            f"  {'cost':<11} {total:.0f} s, {total / 3600:.3f} node-hours (this machine has no price), start of Ray "
-            f"included · at most {self._peak_bytes / 2**30:.1f} GiB of memory"
+            f"  {'cost':<11} {total:.0f} s, {total / 3600:.3f} node-hours (this machine has no price), "
+            f"start of Ray included · at most {self._peak_bytes / 2**30:.1f} GiB of memory"
         )
         self.out.say("\nNext: `make up`, then in another shell here")
         self.out.say('  eval "$(.venv/bin/sundog env)"')
