@@ -96,7 +96,8 @@ class ScriptedEc2:
             self.script.calls.append(
                 {
                     **launch,
-                    "at_s": at_s, "answered_s": time.time(),
+                    "at_s": at_s,
+                    "answered_s": time.time(),
                     "refused": code,
                     "count": form.get("MaxCount"),
                     "token": token,

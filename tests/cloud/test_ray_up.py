@@ -1,0 +1,154 @@
+"""Plain `ray up` of the committed AWS training config, on a cloud that is this machine.
+
+Endpoint, image, network and key are overridden by fields of the spec; everything else is as it is
+committed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from namespaces import Cloud, missing
+
+from sundog.capacity.compile import compile_cluster
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+pytestmark = [
+    pytest.mark.cloud,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "ready"),
+    pytest.mark.timeout(1500),
+]
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    for key, value in AWS.items():
+        monkeypatch.setenv(key, value)
+    made = Cloud()
+    try:
+        yield made.open()
+    finally:
+        made.close()
+
+
+AWS = {
+    "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}  # fmt: skip
+
+
+class RayUp:
+    """The commands a person types, and what they said."""
+
+    def __init__(self, cloud: Cloud, folder: Path) -> None:
+        self.cloud, self.file = cloud, folder / "train.yaml"
+        spec = yaml.safe_load((ROOT / "cluster-configs/specs/aws-train.yaml").read_text())
+        spec["pools"] = {"a10g": spec["pools"]["a10g"]}
+        spec["cloud"]["aws"] |= {
+            "endpoint": cloud.url, "zones": sorted(cloud.zone_ids.values()),
+            "metadata": "http://169.254.169.254",
+        }  # fmt: skip
+        spec["image"] = {"id": cloud.image, "user": "root"}
+        spec["ssh"] = {"key_name": "cloud", "private_key": str(cloud.folder / "key")}
+        spec["network"] = {"internal": True, "subnets": cloud.subnets}
+        spec["install"] = {"wheel": "none"}
+        spec["idle"] = "15s"
+        spec["env"] = {"PATH": f"{BIN}:$PATH", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **AWS}
+        path = folder / "spec.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        self.file.write_text(compile_cluster(path).text)
+        home = folder / "home"
+        (home / ".ray").mkdir(parents=True)
+        (home / ".ray" / "auth_token").write_text("1" * 64)
+        self.env = {
+            **os.environ, "HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token", "AWS_ENDPOINT_URL": cloud.url, "RAY_USAGE_STATS_ENABLED": "0",
+            "SUNDOG_STATE_DIR": str(folder / "state"),
+        }  # fmt: skip
+        self.env.pop("RAY_AUTH_TOKEN_PATH", None)
+
+    def ray(self, *command: str, limit_s: float = 400) -> str:
+        done = subprocess.run(
+            [str(BIN / "ray"), *command], env=self.env, cwd=ROOT, capture_output=True, text=True,
+            timeout=limit_s,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+        return done.stdout
+
+    def up(self) -> str:
+        return self.ray("up", "-y", "--no-config-cache", str(self.file))
+
+    def down(self) -> str:
+        return self.ray("down", "-y", str(self.file))
+
+    def on_head(self, command: str, limit_s: float = 400) -> str:
+        exports = f'export PATH="{BIN}:$PATH" RAY_AUTH_MODE=token;'
+        return self.ray("exec", str(self.file), f"{exports} {command}", limit_s=limit_s)
+
+    def job(self, code: str, limit_s: float = 300) -> str:
+        quoted = code.replace('"', '\\"')
+        return self.on_head(
+            f'ray job submit --address http://127.0.0.1:8265 -- python -c "{quoted}"', limit_s
+        )
+
+
+@pytest.fixture
+def cluster(cloud: Cloud, tmp_path: Path) -> Iterator[RayUp]:
+    made = RayUp(cloud, tmp_path)
+    made.up()
+    return made
+
+
+def until(what: Callable[[], Any], limit_s: float = 180.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.5)
+
+
+GPU_JOB = (
+    "import ray; ray.init(); "
+    "print('GPU', ray.get(ray.remote(num_gpus=1)(lambda: ray.get_runtime_context().node_labels "
+    "if hasattr(ray.get_runtime_context(), 'node_labels') else 'ran').remote()))"
+)
+
+
+def test_a_gpu_job_brings_a_spot_node_or_on_demand_when_spot_is_refused_and_down_leaves_nothing(
+    cloud: Cloud, cluster: RayUp
+) -> None:
+    """Scenarios 1, 2 and 7 on one cluster, since bringing one up is most of the time."""
+    [head] = cloud.instances()
+    assert head["Tags"]
+    # 1: a spot node comes, the job finishes, the idle node goes.
+    assert "GPU" in cluster.job(GPU_JOB)
+    launched = [c for c in cloud.calls() if c["shape"].startswith("g5")]
+    assert [c["market"] for c in launched] == ["spot"]
+    until(lambda: len(cloud.instances()) == 1)
+    # 2: spot is refused, an on-demand node runs within the same request.
+    cloud.script({"market": "spot"})
+    before = len(cloud.calls())
+    assert "GPU" in cluster.job(GPU_JOB)
+    later = cloud.calls()[before:]
+    assert later[-1]["market"] == "on-demand"
+    assert [c["market"] for c in later].count("on-demand") == 1
+    rungs = [(c["market"], c["zone"], c["shape"]) for c in later]
+    assert len(set(rungs)) == len(rungs), "a rung was asked twice"
+    assert cloud.instances(market="on-demand")
+    # 7: nothing is left.
+    cluster.down()
+    assert cloud.instances() == []
+    stopped = cloud.ec2.describe_instances(
+        Filters=[{"Name": "instance-state-name", "Values": ["stopped", "stopping"]}]
+    )
+    assert stopped["Reservations"] == []
