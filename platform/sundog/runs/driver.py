@@ -169,7 +169,9 @@ class Watcher:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
+        ended = False
+        while not ended:
+            ended = self._stop.wait(self._every_s)  # one last look when it ends
             # What it shows is only a view: a root or a GCS that is away for a moment is no reason
             # to end a run. The run itself fails on what it cannot do without.
             with suppress(SundogError, RuntimeError, OSError):

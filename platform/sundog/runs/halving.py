@@ -41,7 +41,7 @@ class Rule:
     steepness: float = 1.5
     outlook_from: int = 4
     thrift: float = 0.0
-    rounds: tuple[tuple[float, float], ...] = ((1.0, 0.4), (2.0, 0.4), (3.0, 0.4))
+    rounds: tuple[tuple[float, float], ...] = ((1.0, 0.4), (2.0, 1.0), (3.0, 2.0))
 
     def __post_init__(self) -> None:
         if not 1 <= self.grace <= self.max_age:

@@ -18,8 +18,10 @@ from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
 from sundog.runs.checkpoint import Checkpoints
 from sundog.runs.driver import Watcher, driving, failed, interruptible, say
+from sundog.runs.goodput import Meter
 from sundog.runs.lineage import lineage
-from sundog.runs.worker import open_recipe, train_worker
+from sundog.runs.resize import Resize, Snapshot, decide
+from sundog.runs.worker import open_recipe, prepare, train_worker
 from sundog.spec.run import RunSpec
 from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.5
 _PRINT_EVERY_S = 1.0
 _RECORD_EVERY_S = 2.0
+_GROW_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,26 +117,23 @@ def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]
 
 def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     # Workers stay in the job's working directory, where the recipe is.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    gpus = spec.resources.gpus
     runtime_env = {"pip": list(spec.requirements)} if spec.requirements else None
     with tempfile.TemporaryDirectory(prefix="sundog-train-") as scratch:
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=bool(gpus), resources_per_worker=worker_resources(spec)
+        arguments: dict[str, Any] = {
+            "train_loop_config": config,
+            "scaling_config": ScalingConfig(
+                num_workers=workers, use_gpu=bool(spec.resources.gpus),
+                resources_per_worker=worker_resources(spec),
             ),
-            run_config=RunConfig(
+            "run_config": RunConfig(
                 name=folder.run_id, failure_config=FailureConfig(max_failures=spec.max_failures),
                 worker_runtime_env=runtime_env, **_ray_storage(folder.root, folder, scratch),
             ),
-        )  # fmt: skip
+        }  # fmt: skip
+        trainer = _elastic(spec, config, arguments) or _stock(spec, arguments)
         try:
             outcome = interruptible(trainer.fit).return_value
         except TrainingFailedError as error:
@@ -141,6 +141,59 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
     if not isinstance(outcome, dict):
         raise RunError("the workers ended without a result", f"see sundog logs {folder.run_id}")
     return outcome
+
+
+def _elastic(spec: RunSpec, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """Workers that outlive their group; None where this Ray is not the one that we know."""
+    if os.environ.get("SUNDOG_STOCK_TRAIN"):
+        return None
+    try:
+        from sundog.rayapi.train_elastic import ElasticTrainer
+    except (ImportError, AttributeError):
+        return None
+    return ElasticTrainer(train_worker, resizer=RunResizer.of(spec, config), **arguments)
+
+
+def _stock(spec: RunSpec, arguments: dict[str, Any]) -> Any:
+    """The public way: all workers start again when one is lost."""
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    backend = "nccl" if spec.resources.gpus else "gloo"
+    return TorchTrainer(
+        train_worker, torch_config=TorchConfig(backend=backend, timeout_s=300), **arguments
+    )
+
+
+@dataclass(frozen=True)
+class RunResizer:
+    """The run's range and `resize.decide`, as the controller asks for them."""
+
+    low: int
+    high: int
+    yield_flag: int
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, spec: RunSpec, config: dict[str, Any]) -> RunResizer:
+        from sundog.runs.loop import YIELD
+
+        return cls(spec.workers.low, spec.workers.high or spec.workers.low, YIELD, config)
+
+    def after_loss(self, survivors: int) -> int:
+        """The survivors go on at once when they may; else as many more start as must."""
+        return self._decide(working=survivors, lost=1, warm=0).workers
+
+    def with_warm(self, working: int, warm: int) -> int:
+        return self._decide(working=working, lost=0, warm=warm).workers
+
+    def prepare(self) -> None:
+        prepare(self.config)
+
+    def _decide(self, working: int, lost: int, warm: int) -> Resize:
+        return decide(
+            Snapshot(working, lost, 0, warm, 0, self.low, self.high, grow_pause_s=_GROW_PAUSE_S)
+        )
 
 
 def _ray_storage(root: Root, folder: RunFolder, scratch: str) -> dict[str, Any]:
@@ -193,30 +246,21 @@ class Follower:
 
     def __init__(self, folder: RunFolder, channel: Channel) -> None:
         self._folder, self._channel = folder, channel
-        self._step, self._printed_s, self._recorded_s = -1, float("-inf"), float("-inf")
-        self._news_s = 0.0
+        self._last: dict[str, Any] = {}
+        self._printed_s, self._recorded_s = float("-inf"), float("-inf")
+        self._started_s = WALL.now_s()
+        self._meter = Meter()
 
     def __call__(self) -> None:
         progress = self._channel.read("progress")
-        if progress is None or progress["step"] == self._step:
+        if progress is None or progress == self._last:
             return
+        if self._last and progress["group"] != self._last["group"]:
+            self._regrouped(progress)
+        self._account(progress)
+        self._last = progress
         now_s = WALL.monotonic_s()
         last = progress["step"] == progress["steps"]
-        if progress["step"] < self._step:
-            back = self._step - progress["step"]
-            # From the last news of the lost workers to the first of those that go on.
-            took_s = progress["at_s"] - self._news_s
-            self._folder.event(
-                telemetry.RUN_RECOVERED, step=progress["step"], steps_back=back, took_s=took_s
-            )
-            say(
-                self._folder,
-                f"recovered at step {progress['step']:,} after {took_s:.1f} s, "
-                f"going over {back} steps again",
-            )
-            self._printed_s = float("-inf")
-        self._step = progress["step"]
-        self._news_s = float(progress["at_s"])
         if last or now_s - self._printed_s >= _PRINT_EVERY_S:
             self._printed_s = now_s
             say(self._folder, progress_line(progress))
@@ -225,7 +269,39 @@ class Follower:
             self._folder.update(
                 step=progress["step"], steps=progress["steps"], workers=progress["world"],
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
+                goodput=self._meter.account.goodput, losses=self._meter.account.shares(),
             )  # fmt: skip
+
+    def _regrouped(self, progress: dict[str, Any]) -> None:
+        """Workers were lost or joined: what it cost, from their last news to the first since."""
+        before, now = self._last["world"], progress["world"]
+        back = max(0, self._last["step"] - progress["step"])
+        took_s = progress["at_s"] - self._last["at_s"]
+        grown = now > before and not back
+        self._folder.event(
+            telemetry.RUN_RESIZED if grown else telemetry.RUN_RECOVERED,
+            step=progress["step"], steps_back=back, took_s=took_s, workers=[before, now],
+        )  # fmt: skip
+        what = "grew" if grown else "recovered"
+        again = f", going over {back} steps again" if back else ", no step computed again"
+        say(
+            self._folder,
+            f"{what}: {before} → {_count(now)} at step {progress['step']:,} after {took_s:.1f} s{again}",
+        )
+        self._printed_s = float("-inf")
+
+    def _account(self, progress: dict[str, Any]) -> None:
+        world = progress["world"]
+        if not self._last:
+            self._meter.waited("startup", world, progress["at_s"] - self._started_s)
+            self._meter.stepped(progress["step"], world, 0.0, progress["stall_s"])
+            return
+        seconds = max(0.0, progress["at_s"] - self._last["at_s"])
+        if progress["group"] == self._last["group"]:
+            self._meter.stepped(progress["step"], world, seconds, progress["stall_s"])
+            return
+        self._meter.waited("restart", max(world, self._last["world"]), seconds)
+        self._meter.stepped(progress["step"], world, 0.0)
 
 
 def progress_line(progress: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,12 +19,14 @@ from sundog import telemetry
 from sundog.clock import WALL
 from sundog.errors import SundogError
 from sundog.rayapi.train_channel import Channel
+from sundog.rayapi.train_slot import SLOT
 from sundog.spec.run import RunSpec
 from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder
 
 _TELL_EVERY_S = 0.5
 _LOG_EVERY_S = 1.0
+_MEET_S = 30.0
 _EVENTS = {
     "checkpoint": telemetry.RUN_CHECKPOINT,
     "skipped": telemetry.RUN_CHECKPOINT_SKIPPED,
@@ -39,22 +42,74 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(config["environment"])
     folder: RunFolder = config["folder"]
     with WorkerLog(folder, rank):
-        from sundog.runs.exchange import Alone, Exchange, Group
-
         spec = RunSpec.model_validate(config["spec"])
-        exchange: Exchange = Alone() if world == 1 else Group(exact=spec.exact)
-        return run_loop(config, spec, folder, exchange)
+        try:
+            exchange = _exchange(folder, spec, rank, world)
+            return run_loop(config, spec, folder, exchange)
+        except _peer_lost() as error:
+            if SLOT.token is None:
+                raise  # stock Ray Train starts all of us again
+            print(f"worker {rank}: {error}; waiting for a new group", flush=True)
+            return {"state": "lost", "step": -1, "metrics": {}}
+
+
+def _peer_lost() -> type[Exception]:
+    from sundog.runs.exchange import PeerLost
+
+    return PeerLost
+
+
+def _exchange(folder: RunFolder, spec: RunSpec, rank: int, world: int) -> Any:
+    """The process group of this worker: Ray Train's own, or one for the present token."""
+    from sundog.runs.exchange import Alone, Group
+
+    if world == 1:
+        return Alone()
+    if SLOT.token is None:
+        return Group(exact=spec.exact)
+    return _meet(folder, spec, rank, world, SLOT.token)
+
+
+def _meet(folder: RunFolder, spec: RunSpec, rank: int, world: int, token: str) -> Any:
+    import ray
+    import torch.distributed as dist
+
+    from sundog.runs.exchange import PeerLost, connect
+
+    channel, topic = Channel(folder.run_id), f"store-{token}"
+    backend = "nccl" if spec.resources.gpus else "gloo"
+    try:
+        if rank == 0:
+            host = ray.util.get_node_ip_address()
+            store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+            channel.post(topic, {"host": host, "port": store.port})
+        else:
+            found, deadline_s = channel.read(topic), WALL.monotonic_s() + _MEET_S
+            while found is None:
+                if WALL.monotonic_s() > deadline_s:
+                    raise PeerLost("the first worker of the group never came")
+                WALL.sleep(0.01)
+                found = channel.read(topic)
+            store = dist.TCPStore(found["host"], found["port"], is_master=False)
+        return connect(store, rank, world, backend=backend, exact=spec.exact, timeout_s=60)
+    except RuntimeError as error:
+        raise PeerLost(f"the group did not form: {error}") from error
 
 
 def run_loop(
     config: dict[str, Any], spec: RunSpec, folder: RunFolder, exchange: Any
 ) -> dict[str, Any]:
-    """Build, join, run. An error that would come again is an outcome, not an exception."""
+    """Build (or go on with what this process kept), join, run.
+
+    An error that would come again is an outcome, not an exception.
+    """
     from sundog.runs.exchange import PeerLost
 
-    loop, fault = None, ("", "")
+    loop, fault = SLOT.kept, ("", "")
     try:
-        loop = build_loop(config, spec, folder, exchange)
+        if loop is None:
+            loop = build_loop(config, spec, folder)
+        loop.tell = Teller(Channel(folder.run_id), exchange.rank, loop.saver)
     except SundogError as error:
         fault = (error.message, error.fix)
     # All ranks compare notes before the first collective that one of them would never reach.
@@ -69,7 +124,11 @@ def run_loop(
         }
     try:
         loop.join(exchange)
-        return asdict(loop.run())
+        SLOT.kept = loop if SLOT.token else None
+        outcome = asdict(loop.run())
+        if SLOT.token:
+            exchange.leave()
+        return outcome
     except PeerLost:
         raise
     except SundogError as error:
@@ -77,17 +136,16 @@ def run_loop(
         return {"state": "failed", "step": loop.step, "metrics": loop.metrics, **why}
 
 
-def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder, exchange: Any) -> Any:
+def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     import torch
 
     from sundog.runs.interval import Cadence
     from sundog.runs.loop import Loop
     from sundog.runs.saver import Saver
 
-    channel = Channel(folder.run_id)
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
     device = "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
-    loop = Loop(spec, recipe, device=device, tell=Teller(channel, exchange.rank))
+    loop = Loop(spec, recipe, device=device, asked=lambda: SLOT.ask)
 
     def note(event: str, fields: Mapping[str, Any]) -> None:
         folder.event(_EVENTS[event], **fields)
@@ -96,7 +154,7 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder, exchang
 
     loop.saver = Saver(
         folder.root, f"runs/{folder.run_id}", keep=spec.checkpoint.keep,
-        cadence=Cadence(spec.checkpoint.every, exchange.world), note=note,
+        cadence=Cadence(spec.checkpoint.every, spec.workers.high or 1), note=note,
     )  # fmt: skip
     return loop
 
@@ -110,11 +168,19 @@ def open_recipe(root: Root, spec: RunSpec, data: str | None, directory: str | No
     return build(spec.recipe, dataset, spec.params, directory)
 
 
+def prepare(config: dict[str, Any]) -> None:
+    """What a standby does before it is needed: imports, data and model are there when it joins."""
+    os.environ.update(config["environment"])
+    spec = RunSpec.model_validate(config["spec"])
+    SLOT.kept = build_loop(config, spec, config["folder"])
+
+
 class Teller:
     """Posts rank 0's progress for the driver, at a bounded rate."""
 
-    def __init__(self, channel: Channel, rank: int) -> None:
-        self._channel, self._rank = channel, rank
+    def __init__(self, channel: Channel, rank: int, saver: Any) -> None:
+        self._channel, self._rank, self._saver = channel, rank, saver
+        self._group = uuid.uuid4().hex[:8]  # a new one whenever workers were lost or joined
         self._last_s = float("-inf")
 
     def __call__(self, progress: Any) -> None:
@@ -124,6 +190,7 @@ class Teller:
             return
         self._last_s = now_s
         message = asdict(progress) | {"metrics": dict(progress.metrics), "at_s": WALL.now_s()}
+        message |= {"group": self._group, "stall_s": self._saver.stall_s}
         with suppress(RuntimeError):  # the GCS may be away for a moment; the next one arrives
             self._channel.post("progress", message)
 

@@ -1,0 +1,52 @@
+"""What `rayapi/train_elastic.py` needs of Ray Train's private parts. Fails first when Ray moves."""
+
+from __future__ import annotations
+
+import inspect
+
+import ray
+
+
+def test_the_version_is_the_one_that_was_read():
+    assert ray.__version__ == "2.60.0"
+
+
+def test_the_controller_has_the_parts_that_are_replaced():
+    from ray.train.v2._internal.execution.controller.controller import TrainController
+
+    assert "worker_group_cls" in vars(TrainController)
+    for name in (
+        "_execute_resize_decision",
+        "_make_and_handle_scaling_decision_for_non_running_worker_group",
+        "_start_worker_group",
+        "_get_run_attempt_id",
+    ):
+        assert callable(getattr(TrainController, name))
+    parameters = list(inspect.signature(TrainController._start_worker_group).parameters)
+    assert parameters == ["self", "num_workers", "resources_per_worker"]
+
+
+def test_the_worker_group_has_the_parts_that_are_replaced():
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+    source = inspect.getsource(WorkerGroup._start)
+    assert "_start_impl(" in source
+    for name in ("_init_train_context", "_assign_worker_ranks", "_clear_state", "get_workers"):
+        assert callable(getattr(WorkerGroup, name))
+    for field in ("_replica_groups", "_worker_rank_to_replica_group_rank", "_worker_group_state"):
+        assert field in inspect.getsource(WorkerGroup.__init__)
+
+
+def test_a_worker_runs_functions_beside_its_training_thread():
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    for name in ("execute", "poll_status", "run_train_fn", "get_metadata", "init_train_context"):
+        assert callable(getattr(RayTrainWorker, name))
+
+
+def test_the_elastic_trainer_can_be_built():
+    from sundog.rayapi.train_elastic import ElasticController, ElasticTrainer, ElasticWorkerGroup
+
+    assert ElasticWorkerGroup._start_impl is not None
+    assert issubclass(ElasticTrainer, object)
+    assert issubclass(ElasticController, object)
