@@ -132,7 +132,7 @@ def up(
     where = root or (home() / "root").as_uri()
     (home() / "root").mkdir(parents=True, exist_ok=True)
     address = _free_gateway(gateway)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _end_like_ctrl_c()
     token = write_token(home() / "token")
     with LocalRay(where, num_cpus=cpus, gateway=address, token_path=token) as ray:
         write_record(home(), ray.endpoints)
@@ -160,12 +160,18 @@ def demo(
     """
     from sundog.cli.demo import run_demo
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    _end_like_ctrl_c()
     run_demo(keep=keep, out=Output(as_json))
 
 
+def _end_like_ctrl_c() -> None:
+    # SIGTERM ends through the `with` blocks that stop what was started. SIGINT is set as well: a
+    # shell that starts a job in the background has it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
 def _interrupt(*_: object) -> None:
-    # SIGTERM ends like Ctrl-C: through the `with` blocks that stop what was started.
     raise KeyboardInterrupt
 
 
