@@ -9,6 +9,8 @@ from test_runs_train import REPO, folder, root, spec, submit  # noqa: F401
 from sundog.storage.models import Registry
 from sundog.storage.runs import RunFolder
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def swept(local_ray, folder, root):  # noqa: F811
@@ -52,6 +54,7 @@ def test_a_batch_answers_every_row(swept, local_ray, folder, root):  # noqa: F81
     assert "finished already" in text
 
 
+@pytest.mark.slow
 def test_a_metric_that_nobody_reports_is_named(local_ray, folder, root):  # noqa: F811
     import yaml
 

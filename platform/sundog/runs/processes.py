@@ -59,6 +59,9 @@ class LocalGroup:
         self._context = mp.get_context("spawn")
         self.members: list[Member] = []
         self.generation = 0
+        # Every member writes the loss of every step it takes part in: what was computed again by
+        # later members must be the same, and the curve outlives those that are killed.
+        self._losses = self._context.RawArray("d", [float("nan")] * ((job.spec.steps or 0) + 1))
 
     def grow(self, count: int) -> None:
         """Start processes; they are ready when they have imported torch and built their loop."""
@@ -67,7 +70,7 @@ class LocalGroup:
             ours, theirs = self._context.Pipe()
             ask, step = self._context.Value("i", 0), self._context.Value("i", -1)
             process = self._context.Process(
-                target=_member, args=(self._job, theirs, ask, step), daemon=True
+                target=_member, args=(self._job, theirs, ask, step, self._losses), daemon=True
             )
             process.start()
             theirs.close()
@@ -137,6 +140,10 @@ class LocalGroup:
         curve, parameters, metrics = member.pipe.recv()
         return Ended(curve, parameters, metrics, self.generation)
 
+    def curve(self) -> dict[int, float]:
+        """The loss of each step, whoever computed it last."""
+        return {s: v for s, v in enumerate(self._losses) if s and v == v}
+
     def close(self) -> None:
         for member in self.members:
             if member.process.is_alive():
@@ -160,7 +167,7 @@ class LocalGroup:
         return value
 
 
-def _member(job: Job, pipe: Any, ask: Any, step: Any) -> None:
+def _member(job: Job, pipe: Any, ask: Any, step: Any, losses: Any) -> None:
     """One process: builds its loop once, then joins one group after the other."""
     import torch
 
@@ -180,7 +187,8 @@ def _member(job: Job, pipe: Any, ask: Any, step: Any) -> None:
     curve: dict[int, float] = {}
 
     def trace(at: int, loss: float) -> None:
-        curve[at], step.value = loss, at
+        curve[at] = losses[at] = loss
+        step.value = at
 
     loop.trace = trace
     pipe.send(("ready", os.getpid()))
