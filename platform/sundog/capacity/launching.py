@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,15 +79,22 @@ class Buyer:
         self._lock = threading.RLock()
         self._known: dict[str, Machine] = {}
         self._unlisted: dict[str, float] = {}
+        self._listings = self._applied = 0
         self._in_flight: dict[str, list[Node]] = {}
 
     # What is there.
 
     def machines(self) -> list[Machine]:
         """A fresh listing, and what was granted a moment ago but is not listed yet."""
-        asked_s = self.clock.now_s()
+        with self._lock:
+            self._listings += 1
+            number, asked_s = self._listings, self.clock.now_s()
         listed = {m.id: m for m in self.cloud.machines(self.cluster)}
         with self._lock:
+            if number < self._applied:
+                # A listing that was asked for later is in already: this one is the past.
+                return list(self._known.values())
+            self._applied = number
             for id_, granted_s in list(self._unlisted.items()):
                 if id_ in listed or asked_s - granted_s > UNLISTED_S:
                     del self._unlisted[id_]
@@ -113,7 +121,10 @@ class Buyer:
             nodes = [
                 node_of(m) for m in self._known.values() if m.tags.get(POOL_TAG, "head") != "head"
             ]
-            nodes += [n for pending in self._in_flight.values() for n in pending]
+            # A machine may be listed before its launch call has returned: it counts once.
+            born = Counter(m.tags.get(TOKEN_TAG) for m in self._known.values())
+            for token, pending in self._in_flight.items():
+                nodes += pending[born[token] :]
             return View(
                 self.clock.now_s(), tuple(nodes), dict(self.cooldowns), self.budget_usd_hour,
                 self.head_usd_hour,
@@ -132,7 +143,7 @@ class Buyer:
                 )
                 if isinstance(decision, Wait):
                     self.waiting[request.pool.name] = decision
-                    self._note(request.pool.name, decision.state, decision.why)
+                    self.note(request.pool.name, decision.state, decision.why)
                     break
                 token = uuid.uuid4().hex
                 self._in_flight[token] = _pending(decision, token, request.pool, self.clock.now_s())
@@ -141,7 +152,7 @@ class Buyer:
             except CapacityError as error:
                 if not got:
                     raise
-                self._note(request.pool.name, "failed", str(error))
+                self.note(request.pool.name, "failed", str(error))
                 break
             finally:
                 with self._lock:
@@ -168,14 +179,14 @@ class Buyer:
                 self.cooldowns = decide.cool(
                     self.cooldowns, offer, REFUSALS[type(error)], self.clock.now_s(), error.message
                 )
-            self._note(request.pool.name, "refused", f"{offer}: {error.message}")
+            self.note(request.pool.name, "refused", f"{offer}: {error.message}")
             return []
         with self._lock:
             self.cooldowns = decide.recovered(self.cooldowns, offer)
             for m in machines:
                 self._known[m.id] = m
                 self._unlisted[m.id] = self.clock.now_s()
-        self._note(request.pool.name, "launched", f"{len(machines)} × {offer}: {decision.why}")
+        self.note(request.pool.name, "launched", f"{len(machines)} × {offer}: {decision.why}")
         for m in machines:
             self._write("launch", m, offer, decision.why)
         return machines
@@ -264,9 +275,9 @@ class Buyer:
             )
         except (OSError, CapacityError) as error:
             # The instance is there whether or not it is written down; its tags say so too.
-            self._note(about["pool"], "ledger", f"{machine.id} not written: {error}")
+            self.note(about["pool"], "ledger", f"{machine.id} not written: {error}")
 
-    def _note(self, pool: str, what: str, why: str) -> None:
+    def note(self, pool: str, what: str, why: str) -> None:
         with self._lock:
             self.decisions.append(
                 {"at_s": self.clock.now_s(), "pool": pool, "what": what, "why": why}

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
 
 from sundog.capacity.launching import Buyer, NothingToBuy, Request
+from sundog.capacity.standins import Drains, StandIns, ray_of_this_process
 from sundog.capacity.state import PoolPlan, plans_from_dict
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud, Machine
@@ -41,6 +42,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
     def __init__(
         self, provider_config: dict[str, Any], cluster_name: str, *, cloud: Cloud | None = None,
         ledger: Ledger | None = None, clock: Clock = WALL,
+        drains: Callable[[], Drains | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(provider_config, cluster_name)
         ours = provider_config.get("sundog")
@@ -58,6 +60,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
             budget_usd_hour=ours.get("budget_usd_hour"), head_usd_hour=ours.get("head_usd_hour"),
             clock=clock,
         )  # fmt: skip
+        self._stand_ins = StandIns(self._buyer, self._plans, clock, drains or ray_of_this_process)
         self._lock = threading.Lock()
         self._told = ""
 
@@ -66,9 +69,11 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
         wanted = to_cloud_tags(tag_filters)
         found = [
-            m.id for m in self._buyer.machines()
+            m.id
+            for m in self._buyer.machines()
             if all(m.tags.get(k) == v for k, v in wanted.items())
-        ]  # fmt: skip
+        ]
+        self._stand_ins.step()
         self._tell()
         return found
 

@@ -1,0 +1,88 @@
+"""Gives on-demand stand-ins back when spot is there again: asks the decider, drains through Ray.
+
+Never ends a node itself: a drained node goes when its work has moved or ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from sundog.capacity.decide import hand_backs
+from sundog.capacity.launching import Buyer
+from sundog.capacity.state import PoolPlan, View
+from sundog.clock import Clock
+from sundog.errors import CapacityError, ClusterError
+from sundog.rayapi.drain import RayNode
+
+logger = logging.getLogger(__name__)
+
+DRAINING_TAG = "sundog:draining"
+EVERY_S = 30.0
+# Time for a run to checkpoint; Ray kills nothing when it is over.
+MOVE_S = 600.0
+
+
+class Drains(Protocol):
+    def nodes(self) -> list[RayNode]: ...
+
+    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
+
+
+class StandIns:
+    """`connect` returns Ray's side, or None where there is none (a laptop that runs `ray up`)."""
+
+    def __init__(
+        self, buyer: Buyer, plans: Mapping[str, PoolPlan], clock: Clock,
+        connect: Callable[[], Drains | None],
+    ) -> None:  # fmt: skip
+        self._buyer, self._plans, self._clock, self._connect = buyer, plans, clock, connect
+        self._next_s = 0.0
+
+    def step(self) -> list[str]:
+        """Drain what the decider says, at most every 30 s; the ids of the machines drained."""
+        now_s = self._clock.now_s()
+        if now_s < self._next_s:
+            return []
+        self._next_s = now_s + EVERY_S
+        view = self._buyer.view()
+        if not any(hand_backs(plan, view) for plan in self._plans.values()):
+            return []  # nothing to ask Ray about
+        try:
+            return self._drain(view, now_s)
+        except (ClusterError, CapacityError) as error:
+            logger.warning("no stand-in handed back: %s", error)
+            return []
+
+    def _drain(self, view: View, now_s: float) -> list[str]:
+        ray = self._connect()
+        if ray is None:
+            return []
+        known = {n.instance_id: n for n in ray.nodes()}
+        nodes = tuple(
+            replace(n, busy=None if n.id not in known else known[n.id].status != "IDLE")
+            for n in view.nodes
+        )
+        done = []
+        for plan in self._plans.values():
+            for back in hand_backs(plan, replace(view, nodes=nodes)):
+                if back.node_id not in known:
+                    continue  # it is still starting; a drain would find no node
+                ray.drain(known[back.node_id].node_id, now_s + MOVE_S, back.why)
+                # Tagged after Ray agreed, so that a drain that failed is tried again.
+                self._buyer.retag(back.node_id, {DRAINING_TAG: "stand-in"})
+                self._buyer.note(plan.name, "handed back", f"{back.node_id}: {back.why}")
+                done.append(back.node_id)
+        return done
+
+
+def ray_of_this_process() -> Drains | None:
+    """Ray's side inside the head's monitor; elsewhere nobody has set a GCS client."""
+    from ray.experimental import internal_kv
+
+    from sundog.rayapi.drain import Gcs
+
+    client = internal_kv.internal_kv_get_gcs_client()
+    return Gcs(client.address) if client is not None else None

@@ -1,0 +1,48 @@
+"""Status from tags alone, with a head restart in between, and no dollars without a price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripted_cloud import ScriptedCloud
+
+from sundog.capacity.compile import compile_cluster
+from sundog.capacity.provider import ElasticProvider
+from sundog.capacity.status import cluster_status, render
+from sundog.clock import ManualClock
+from sundog.errors import ClusterError
+from sundog.ledger import FileLedger
+
+SPECS = Path(__file__).parents[3] / "cluster-configs" / "specs"
+
+
+def test_nodes_by_pool_market_price_and_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUNDOG_STATE_DIR", str(tmp_path))
+    compiled = compile_cluster(SPECS / "aws-train.yaml")
+    path = tmp_path / "train.yaml"
+    path.write_text(compiled.text)
+    config, clock = compiled.documents[0], ManualClock(10_000.0)
+    cloud = ScriptedCloud(zone_names=("use1-az1",), now_s=clock.now_s)
+    elastic = ElasticProvider(
+        config["provider"], "train", cloud=cloud, clock=clock, ledger=FileLedger(tmp_path / "l")
+    )
+    for kind in ("head", "a10g"):
+        tags = {"ray-node-type": "x", "ray-user-node-type": kind}
+        elastic.create_node(config["available_node_types"][kind]["node_config"], tags, 1)
+    clock.advance(600)
+    status = cluster_status(path, cloud=cloud, clock=clock)
+    assert [(n.pool, n.market, n.age_s) for n in status.nodes] == [
+        ("head", "on-demand", 600.0), ("a10g", "spot", 600.0)
+    ]  # fmt: skip
+    assert status.usd_hour == pytest.approx(0.1728 + 0.3018)
+    assert "of a budget of $130.00/h" in render(status)
+
+
+def test_a_file_of_rays_own_provider_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "gcp.yaml"
+    path.write_text(compile_cluster(SPECS / "gcp.yaml").text)
+    with pytest.raises(ClusterError, match="ray status"):
+        cluster_status(path)
