@@ -96,6 +96,8 @@ class Loop:
     # --- setting up -----------------------------------------------------------------------------
 
     def _settle(self) -> None:
+        if self.spec.precision == "fp16":
+            raise RunError("precision fp16 needs a loss scaler, which is not built yet", "use bf16")
         if not self.spec.exact:
             return
         if self.device.type == "cpu":
@@ -427,8 +429,7 @@ def optional_split(recipe: Any, split: str) -> Any:
 def autocast(spec: RunSpec, device: torch.device) -> AbstractContextManager[Any]:
     if spec.precision == "fp32":
         return nullcontext()
-    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -33,6 +33,7 @@ _LOOK_EVERY_S = 0.5
 _PRINT_EVERY_S = 1.0
 _RECORD_EVERY_S = 2.0
 _GROW_PAUSE_S = 1.0
+_MOST_FRESH_STARTS = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
         place.check_fit(spec.workers.low, worker_resources(spec))
         recipe = None if spec.requirements else open_recipe(folder.root, spec, data, None)
         outcome = _train(spec, folder, data)
+        if outcome["state"] == "stopped":
+            done |= {"step": outcome["step"], "metrics": outcome["metrics"]}
+            raise RunError(
+                f"max_time ({spec.max_time:g} s) was over at step {outcome['step']:,}",
+                f"raise it; with --run-id {folder.run_id} the run goes on from there",
+            )
         if outcome["state"] != "finished":
             done |= {"step": outcome["step"], "metrics": outcome["metrics"]}
             raise failed(outcome)
@@ -109,10 +116,21 @@ def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]
     config = {
         "spec": spec.model_dump(mode="json"), "folder": folder, "data": data,
         "directory": place.working_directory(), "environment": secret_environment(spec),
+        "deadline_s": WALL.now_s() + spec.max_time if spec.max_time else None,
     }  # fmt: skip
+    if spec.max_usd is not None:
+        say(folder, "max_usd is not watched here: the nodes of this cluster have no price")
     say(folder, f"{folder.run_id} · {_count(workers)} · {spec.recipe} · {data or 'own data'}")
     with Watcher(Follower(folder, channel), _LOOK_EVERY_S):
-        return _fit(spec, folder, config, workers)
+        for _ in range(_MOST_FRESH_STARTS):
+            outcome = _fit(spec, folder, config, workers)
+            # All workers lost each other at once though none died (the network, say): start anew.
+            if outcome["state"] not in ("lost", "yielded"):
+                return outcome
+    raise RunError(
+        f"the workers lost each other {_MOST_FRESH_STARTS} times",
+        f"see sundog logs {folder.run_id}",
+    )
 
 
 def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
             "train_loop_config": config,
             "scaling_config": ScalingConfig(
                 num_workers=workers, use_gpu=bool(spec.resources.gpus),
-                resources_per_worker=worker_resources(spec),
+                resources_per_worker=worker_resources(spec), accelerator_type=spec.resources.gpu,
             ),
             "run_config": RunConfig(
                 name=folder.run_id, failure_config=FailureConfig(max_failures=spec.max_failures),

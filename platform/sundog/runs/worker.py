@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TextIO
@@ -145,7 +145,7 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
     device = "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
-    loop = Loop(spec, recipe, device=device, asked=lambda: SLOT.ask)
+    loop = Loop(spec, recipe, device=device, asked=_asked(config.get("deadline_s")))
 
     def note(event: str, fields: Mapping[str, Any]) -> None:
         folder.event(_EVENTS[event], **fields)
@@ -157,6 +157,16 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
         cadence=Cadence(spec.checkpoint.every, spec.workers.high or 1), note=note,
     )  # fmt: skip
     return loop
+
+
+def _asked(deadline_s: float | None) -> Callable[[], int]:
+    """What the loop reads at each step: what the controller asks for, or that time is over."""
+    from sundog.runs.loop import STOP
+
+    def asked() -> int:
+        return STOP if deadline_s is not None and WALL.now_s() > deadline_s else SLOT.ask
+
+    return asked
 
 
 def open_recipe(root: Root, spec: RunSpec, data: str | None, directory: str | None) -> Any:
