@@ -13,6 +13,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class SocketServer:
     """Frames on a Unix socket, in a thread and event loop of its own, so that a long call of the
     model stops neither Serve's health checks nor its control messages."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, prepare: Callable[[], None] = lambda: None) -> None:
         self.runner = runner
         self.peers: set[_Peer] = set()
         self.folder = Path(tempfile.mkdtemp(prefix="sundog-", dir=_socket_parent()))
@@ -132,6 +133,7 @@ class SocketServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._failure: BaseException | None = None
+        self._prepare = prepare
         self.thread = threading.Thread(target=self._run, name="sundog-frames", daemon=True)
 
     def start(self) -> None:
@@ -143,6 +145,7 @@ class SocketServer:
         import uvloop
 
         try:
+            self._prepare()
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - reported by start() and check_health()
@@ -213,7 +216,8 @@ class Model:
         signature = describe_signature(version.signature)
         self._runner = Runner(model, signature)
         self._runner.warm_up()
-        self._server = SocketServer(self._runner)
+        # Each thread has its own setting; without it, small operations wait for helper threads.
+        self._server = SocketServer(self._runner, lambda: torch.set_num_threads(1))
         self._server.start()
         self._token = secrets.token_hex(4)
 
@@ -227,7 +231,13 @@ class Model:
     async def infer(self, frame: bytes) -> bytes:
         """One frame in, one out: the way over Serve's handle."""
         [call] = frames.Reader().feed(frame)
-        return b"".join(await asyncio.to_thread(self._runner.run, call.meta, call.body))
+        return b"".join(await asyncio.to_thread(self._run_alone, call.meta, call.body))
+
+    def _run_alone(self, meta: Any, body: memoryview) -> list[bytes | memoryview]:
+        import torch
+
+        torch.set_num_threads(1)
+        return self._runner.run(meta, body)
 
     def check_health(self) -> None:
         if not self._server.thread.is_alive():

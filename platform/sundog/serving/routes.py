@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ from sundog.clock import WALL
 from sundog.serving.contract import BadRequest, Contract
 from sundog.serving.lane import SWEEP_S, Lane, Limits
 from sundog.serving.links import HandleLink, SocketLink
+
+log = logging.getLogger("sundog.gateway")
 
 RECONNECT_S = 0.1
 _CLOSE_AFTER_S = 60.0
@@ -54,7 +57,12 @@ class VersionRoute:
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("version %s of %s: %r", self.version, self._address[0], task.exception())
 
     def _on_targets(self, replicas: list[Any]) -> None:
         paths = {str(r.metadata.get("sundog_socket", "")) for r in replicas}

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -175,11 +175,16 @@ class _ExportedModel:
             # Constants that the traced code made on the CPU must move too.
             program = torch.export.passes.move_to_device_pass(program, self._device)
         self._module = program.module(check_guards=False)
+        self._direct = _direct_call(program)
 
     def predict(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         import torch
 
         tensors = {n: torch.as_tensor(a, device=self._device) for n, a in inputs.items()}
+        if self._direct is not None:
+            with torch.inference_mode():
+                values = self._direct([tensors[n] for n in self._inputs])
+            return {n: v.cpu().numpy() for n, v in zip(self._outputs, values, strict=True)}
         positional = [tensors.pop(name) for name in self._inputs[: self._num_positional]]
         with torch.inference_mode():
             given = self._module(
@@ -279,6 +284,44 @@ def _input_names(program: torch.export.ExportedProgram) -> list[str]:
     positional, named = program.call_spec.in_spec.children()
     users = [str(name) for name in program.graph_signature.user_inputs]
     return [*users[: positional.num_leaves], *map(str, named.context or ())]
+
+
+def _direct_call(
+    program: torch.export.ExportedProgram,
+) -> Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]] | None:
+    """The program's graph with its weights bound: the same operations without the bookkeeping of
+    `module()`, which costs ten times as much as a small model itself.
+
+    None where the graph changes state or takes or gives anything but tensors.
+    """
+    from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+
+    signature = program.graph_signature
+    if any(
+        spec.kind is not OutputKind.USER_OUTPUT or not isinstance(spec.arg, TensorArgument)
+        for spec in signature.output_specs
+    ):
+        return None
+    bound: list[torch.Tensor | None] = []
+    for spec in signature.input_specs:
+        weight = None
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            weight = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        if weight is None and spec.kind is not InputKind.USER_INPUT:
+            return None
+        if not isinstance(spec.arg, TensorArgument):
+            return None
+        bound.append(weight)
+    slots = [i for i, weight in enumerate(bound) if weight is None]
+    forward = program.graph_module.forward
+
+    def call(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        arguments = list(bound)
+        for slot, tensor in zip(slots, tensors, strict=True):
+            arguments[slot] = tensor
+        return forward(*arguments)
+
+    return call
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
