@@ -5,7 +5,8 @@
 A trace is the Azure LLM CSV (`TIMESTAMP,ContextTokens,GeneratedTokens`) or requests a second, one
 integer a line. Setting: 8 slots a replica, starts take 60 s and are billed, one decision every 2 s,
 a request is in the SLO if it waits at most 5 s (its service time on top), the first 180 s are left
-out, at least one replica. `--quick` leaves out the variants.
+out, at least one replica. `--quick` leaves out the variants. `--families N` adds N seeds of every
+synthetic family that the decider was developed on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from sundog.errors import SundogError
-from sundog.sim.replicas import Outcome, Setting, simulate, warm_start
+from sundog.sim.replicas import (
+    Observation,
+    Outcome,
+    Policy,
+    Setting,
+    simulate,
+    warm_start,
+)
 from sundog.sim.scaling_optimum import Optimum, optimum
 from sundog.sim.scaling_policies import policies
+from sundog.sim.trace_families import FAMILIES
 from sundog.sim.traces import (
     DECODE_S_TOKEN,
     PREFILL_TOKENS_S,
@@ -67,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             for variant in (jittered(trace), scaled(trace)):
                 report["variants"][variant.name], _ = judge(variant, setting)
+        for number in range(1, arguments.families + 1):
+            for family in FAMILIES.values():
+                trace = family(number)
+                report.setdefault("families", {})[trace.name], _ = judge(trace, setting)
     except SundogError as fault:
         print(fault, file=sys.stderr)
         return fault.exit_code
@@ -80,18 +93,34 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class Timed:
+    """A policy, and the CPU seconds of each of its decisions."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.took_s: list[float] = []
+
+    def __call__(self, seen: Observation) -> int:
+        began_s = time.thread_time()
+        count = self.policy(seen)
+        self.took_s.append(time.thread_time() - began_s)
+        return count
+
+
 def judge(trace: Trace, setting: Setting) -> tuple[dict[str, Any], dict[str, Outcome]]:
     """Every policy on one trace, against the optimum's lower bound."""
     setting = warm_start(trace, setting)
     best = optimum(trace, setting)
-    outcomes = {
-        name: simulate(trace, policy, setting)
-        for name, policy in policies(setting, trace.mean_service_s).items()
+    timed = {
+        name: Timed(policy) for name, policy in policies(setting, trace.mean_service_s).items()
     }
+    outcomes = {name: simulate(trace, policy, setting) for name, policy in timed.items()}
+    took_ms = sorted(1000 * took_s for took_s in timed[OURS].took_s)
     entry = {
         "requests": len(trace),
         "mean_service_s": round(trace.mean_service_s, 4),
         "optimum": asdict(best),
+        "decision_ms_p50": round(took_ms[len(took_ms) // 2], 3),
         "policies": {name: row(outcome, best) for name, outcome in outcomes.items()},
     }
     return entry, outcomes
@@ -134,8 +163,8 @@ def _mean(values: Any) -> float:
 
 
 def print_summary(report: dict[str, Any]) -> None:
-    for part in ("traces", "variants"):
-        for name, entry in report[part].items():
+    for part in ("traces", "variants", "families"):
+        for name, entry in report.get(part, {}).items():
             best = entry["optimum"]
             print(f"{name} · {entry['requests']:,} requests · optimum {best['lower']:,.0f}", end="")
             print(f"..{best['upper']:,.0f} replica-seconds")
@@ -203,6 +232,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, action="append", required=True)
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--svg", type=Path, help="where to draw replicas over time")
+    parser.add_argument("--families", type=int, default=0, metavar="N", help="seeds of each family")
     parser.add_argument("--quick", action="store_true", help="no jittered and scaled variants")
     return parser.parse_args(argv)
 
