@@ -134,7 +134,7 @@ def _fitting(
     for shape in pool.shapes:
         if known.shape(cloud, shape) is None:
             near = known.near(cloud, shape)
-            fix = f"did you mean {near[0]!r}?" if near else "see `sundog cluster shapes`"
+            fix = f"did you mean {near[0]!r}?" if near else "leave `shapes` out: `need` finds them"
             raise source.fault((*at, "shapes"), f"no shape {shape!r} on {cloud}", fix)
     gpu = pool.need.gpu
     if gpu and gpu.kind not in known.gpu_kinds(cloud):
@@ -252,7 +252,7 @@ def _budget(bought: Bought) -> None:
             raise bought.source.fault(
                 ("pools", name),
                 f"no price is known in {spec.cloud.region}, so a budget would refuse every node",
-                "refresh prices with `sundog cluster prices --refresh`, or leave `budget` out",
+                "refresh the prices of the region (docs/clusters.md), or leave `budget` out",
             )
         full = min(
             (o.usd_hour for o in offers if o.market == "on-demand" and o.usd_hour),
