@@ -1,17 +1,20 @@
-"""What nodes cost, by run, node type or day. Dollars come from the entries' prices alone."""
+"""What nodes cost, by run, node type or day.
+
+Prices are in the entries; how they become dollars is the market's business and handed in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sundog.ledger.entries import Entry
-from sundog.market.prices import cost_between
 
 DAY_S = 86400.0
 By = Literal["run", "node-type", "day"]
+Dollars = Callable[[Mapping[str, Any], float, float], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,18 @@ def node_records(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
     return {k: n for k, n in nodes.items() if n["start_s"] is not None}
 
 
-def cost(entries: Iterable[Entry], by: By, now_s: float) -> list[Line]:
-    """Node-hours and dollars, largest first. A node still running is counted up to `now_s`."""
+def cost(entries: Iterable[Entry], by: By, now_s: float, dollars: Dollars) -> list[Line]:
+    """Node-hours and dollars, largest first. A node still running is counted up to `now_s`.
+
+    `dollars(node, start_s, end_s)` is `market.prices.cost_between`.
+    """
     sums: dict[str, list[float]] = {}
     for node in node_records(entries).values():
         end_s = node["end_s"] if node["end_s"] is not None else now_s
         for key, low, high in _pieces(node, by, node["start_s"], max(end_s, node["start_s"])):
             row = sums.setdefault(key, [0.0, 0.0, 0.0])
             hours = (high - low) / 3600
-            usd = cost_between(node, low, high)
+            usd = dollars(node, low, high)
             row[0] += hours
             if usd is None:
                 row[2] += hours

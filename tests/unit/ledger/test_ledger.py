@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sundog.errors import Corrupt, FormatTooNew
 from sundog.ledger import Entry, FileLedger, RootLedger, cost, read_entries
+from sundog.market.prices import cost_between
 
 DAY_S = 86400.0
 
@@ -29,16 +30,16 @@ def entries() -> list[Entry]:
 
 
 def test_dollars_follow_the_price_as_it_changes_and_none_is_guessed() -> None:
-    lines = {x.key: x for x in cost(entries(), "node-type", DAY_S + 3600)}
+    lines = {x.key: x for x in cost(entries(), "node-type", DAY_S + 3600, cost_between)}
     spot, full = lines["a10g spot g5.xlarge"], lines["a10g on-demand g5.xlarge"]
     assert (spot.node_hours, spot.usd) == (4.0, 4.0 + 4.0)
     assert (full.node_hours, full.usd, full.unpriced_hours) == (1.0, None, 1.0)
-    by_run = {x.key: x.node_hours for x in cost(entries(), "run", DAY_S + 3600)}
+    by_run = {x.key: x.node_hours for x in cost(entries(), "run", DAY_S + 3600, cost_between)}
     assert by_run == {"run-1": 2.0, "(no run)": 3.0}
 
 
 def test_a_node_over_midnight_is_split_by_day() -> None:
-    lines = {x.key: x.node_hours for x in cost(entries(), "day", DAY_S + 3600)}
+    lines = {x.key: x.node_hours for x in cost(entries(), "day", DAY_S + 3600, cost_between)}
     assert lines == {"1970-01-01": 4.0, "1970-01-02": 1.0}
 
 
@@ -93,5 +94,5 @@ def test_every_allocation_adds_up_to_the_same_hours(
         found.append(Entry("terminate", start + length, f"i-{i}", "c"))
     total = sum(length for _, length, _ in spans) / 3600
     for by in ("run", "node-type", "day"):
-        lines = cost(found, by, 1e9)  # type: ignore[arg-type]
+        lines = cost(found, by, 1e9, cost_between)  # type: ignore[arg-type]
         assert sum(x.node_hours for x in lines) == pytest.approx(total, abs=1e-6)
