@@ -52,11 +52,11 @@ CURVES = [power(60 + i % 17 + 0.01 * i, 30 + i % 5, 1.2) for i in range(40)]
 def test_it_finds_the_best_for_a_fraction_of_what_all_would_cost():
     _, best, spent = sweep(CURVES)
     assert best == max(c[-1] for c in CURVES)
-    assert spent < 0.5 * 20 * len(CURVES)
+    assert spent < 0.65 * 20 * len(CURVES)
 
 
 def test_a_late_bloomer_that_one_look_would_lose_is_found():
-    bloomer = [50 + 2.2 * a for a in range(20)]  # soon in the lower half, best at the end
+    bloomer = power(92, 60, 0.6)  # in the lower half at the first cut, best at the end
     curves = [*CURVES, bloomer]
     _, best, _ = sweep(curves)
     assert best == bloomer[-1]
