@@ -26,7 +26,7 @@ from sundog.clouds.base import (
     Transient,
     Unsupported,
 )  # fmt: skip
-from sundog.errors import CapacityError
+from sundog.errors import CapacityError, SundogError
 from sundog.ledger import Entry, Ledger
 from sundog.market.offers import Offer
 
@@ -273,7 +273,7 @@ class Buyer:
             self.ledger.append(
                 Entry(kind, self.clock.now_s(), machine.id, self.cluster, price, about)
             )
-        except (OSError, CapacityError) as error:
+        except (OSError, SundogError) as error:
             # The instance is there whether or not it is written down; its tags say so too.
             self.note(about["pool"], "ledger", f"{machine.id} not written: {error}")
 

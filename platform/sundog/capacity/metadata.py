@@ -42,6 +42,10 @@ class Metadata(Protocol):
 
     def notices(self, now_s: float) -> list[Notice]: ...
 
+    def about(self) -> dict[str, str]:
+        """market, zone, region, shape, and pool and usd_hour where the node was born with them."""
+        ...
+
 
 class _Http:
     """GET and PUT with a limit on time and size, and no proxy: metadata is link-local."""
@@ -132,6 +136,16 @@ class AwsMetadata:
         region = (self._get("placement/region") or "").strip() or zone[:-1]
         return ("spot" if life == "spot" else "on-demand"), zone, region
 
+    def about(self) -> dict[str, str]:
+        market, zone, region = self.placement()
+        found = {
+            "market": market, "zone": zone, "region": region,
+            "shape": self._get("instance-type"),
+            "pool": self._get("tags/instance/sundog:pool"),
+            "usd_hour": self._get("tags/instance/sundog:usd-hour"),
+        }  # fmt: skip
+        return {k: v.strip() for k, v in found.items() if v}
+
     def notices(self, now_s: float) -> list[Notice]:
         found = []
         action = _parsed(self._get("spot/instance-action"))
@@ -158,6 +172,11 @@ class GcpMetadata:
         zone = self._get("instance/zone").rpartition("/")[2]
         return ("spot" if spot else "on-demand"), zone, zone.rpartition("-")[0]
 
+    def about(self) -> dict[str, str]:
+        market, zone, region = self.placement()
+        shape = self._get("instance/machine-type").rpartition("/")[2]
+        return {"market": market, "zone": zone, "region": region, "shape": shape}
+
     def notices(self, now_s: float) -> list[Notice]:
         if self._get("instance/preempted").upper() == "TRUE":
             return [Notice("interruption", now_s + GCP_NOTICE_S, "preempted")]
@@ -172,7 +191,7 @@ class AzureMetadata:
 
     def __init__(self, base: str | None = None) -> None:
         self._http = _Http(base or "http://169.254.169.254")
-        self._name = ""
+        self._name = self._shape = ""
 
     def _get(self, path: str) -> dict[str, Any]:
         return _parsed(self._http.call(path, {"Metadata": "true"})) or {}
@@ -183,7 +202,12 @@ class AzureMetadata:
             raise MetadataUnavailable("no compute document")
         self._name = str(compute.get("name", ""))
         market = "spot" if str(compute.get("priority", "")).lower() == "spot" else "on-demand"
+        self._shape = str(compute.get("vmSize", ""))
         return market, str(compute.get("zone", "")), str(compute.get("location", ""))
+
+    def about(self) -> dict[str, str]:
+        market, zone, region = self.placement()
+        return {"market": market, "zone": zone, "region": region, "shape": self._shape}
 
     def notices(self, now_s: float) -> list[Notice]:
         if not self._name:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sundog.capacity.metadata import SERVICES, Metadata, MetadataUnavailable, Notice
+from sundog.capacity.noderecord import Creates, write_record
 from sundog.clock import WALL, Clock
-from sundog.errors import ClusterError
+from sundog.errors import ClusterError, SundogError
 from sundog.rayapi.drain import Gcs, RayNode
 
 # EC2 gives two minutes, GCP and Azure thirty seconds: two seconds of them are worth a request
@@ -48,6 +49,7 @@ class Agent:
     drain_on_advice: bool = False
     say: Callable[..., None] = print
     drained: bool = False
+    root: Creates | None = None
     _failures: int = 0
     _advised: set[str] = field(default_factory=set)
 
@@ -61,6 +63,8 @@ class Agent:
                 self._tell("metadata-unavailable", detail=error.message)
             return min(POLL_S * 2.0 ** min(self._failures, 10), SLOWEST_POLL_S)
         self._failures = 0
+        if self.root is not None:
+            self._record(self.root, now_s)
         for notice in notices:
             if notice.kind == "interruption" or self.drain_on_advice:
                 self._drain(notice, now_s)
@@ -68,6 +72,19 @@ class Agent:
                 self._advised.add(notice.detail)
                 self._tell("advice", detail=notice.detail)
         return POLL_S
+
+    def _record(self, root: Creates, now_s: float) -> None:
+        """Say once in the storage root what this node is; asked again until it has joined."""
+        try:
+            mine = self._own(self.cluster.nodes())
+            if mine is not None:
+                about = self.metadata.about()
+                write_record(root, mine.node_id, self.instance_id, self.cloud, about, now_s)
+                self.root = None
+                self._tell("recorded", node=mine.node_id)
+        except SundogError as error:
+            self.root = None  # a root that fails now would be asked every two seconds for ever
+            self._tell("not-recorded", detail=error.message)
 
     def _drain(self, notice: Notice, now_s: float) -> None:
         if self.drained:
@@ -125,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gcs", required=True, help="the head's address, host:port")
     parser.add_argument("--instance", default=os.environ.get("RAY_CLOUD_INSTANCE_ID", ""))
     parser.add_argument("--metadata", default=os.environ.get("SUNDOG_METADATA_URL"))
+    parser.add_argument("--root", default=os.environ.get("SUNDOG_ROOT"), help="storage root")
     parser.add_argument("--drain-on-advice", action="store_true")
     arguments = parser.parse_args(argv)
     if not arguments.instance:
@@ -137,8 +155,22 @@ def main(argv: list[str] | None = None) -> int:
         arguments.cloud, SERVICES[arguments.cloud](arguments.metadata), Gcs(arguments.gcs),
         arguments.instance, drain_on_advice=arguments.drain_on_advice,
     )  # fmt: skip
+    agent.root = _root(arguments.root)
     agent.run()
     return 0
+
+
+def _root(url: str | None) -> Creates | None:
+    """The storage root, or None: an agent without one still hears notices."""
+    if not url:
+        return None
+    from sundog.storage.root import open_root
+
+    try:
+        return open_root(url)
+    except SundogError as error:
+        print(f"no node record: {error}", file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from sundog.capacity import identity, metadata, preemption
 from sundog.capacity.metadata import AwsMetadata, AzureMetadata, GcpMetadata, MetadataUnavailable
 from sundog.capacity.preemption import Agent
 from sundog.clock import ManualClock
-from sundog.errors import ClusterError
+from sundog.errors import AlreadyExists, ClusterError
+from sundog.market.prices import price_at
 from sundog.rayapi.drain import RayNode
 
 NOW_S = 1_800_000_000.0
@@ -259,3 +260,45 @@ def test_identity_exports_labels_and_never_anything_a_shell_would_run(
     monkeypatch.setenv("SUNDOG_METADATA_URL", "http://127.0.0.1:1")
     assert identity.main(["aws"]) == 0
     assert capsys.readouterr().out == ""
+
+
+class Root:
+    def __init__(self) -> None:
+        self.made: dict[str, bytes] = {}
+
+    def create(self, key: str, data: bytes) -> str:
+        if key in self.made:
+            raise AlreadyExists(key)
+        self.made[key] = data
+        return ""
+
+
+def test_a_node_that_joined_is_recorded_once_with_the_price_it_was_born_with(
+    server: Server,
+) -> None:
+    server.aws(instance_life_cycle="spot", placement__availability_zone="us-east-1a")
+    server.answers["/latest/meta-data/tags/instance/sundog:usd-hour"] = (200, "0.301800")
+    root = Root()
+    ear, cluster, heard = agent(server, root=root)
+    cluster.known = []
+    ear.step()
+    assert root.made == {}, "it has not joined yet"
+    cluster.known = [MINE]
+    ear.step()
+    ear.step()
+    record = json.loads(root.made[f"nodes/{MINE.node_id}.json"])
+    assert (record["market"], record["instance_id"], record["format"]) == ("spot", "i-1", 1)
+    assert price_at(record, NOW_S + 1) == 0.3018
+    assert heard.events == ["recorded"]
+    again, _, _ = agent(server, root=root)
+    again.step()
+    assert json.loads(root.made[f"nodes/{MINE.node_id}.json"]) == record
+
+
+def test_a_node_without_a_price_tag_has_no_price(server: Server) -> None:
+    server.aws()
+    root = Root()
+    ear, _, _ = agent(server, root=root)
+    ear.step()
+    [data] = root.made.values()
+    assert price_at(json.loads(data), NOW_S + 1) is None

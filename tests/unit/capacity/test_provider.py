@@ -17,7 +17,7 @@ from sundog.capacity.provider import ElasticProvider, state_path
 from sundog.capacity.state import PoolPlan, plans_to_dict
 from sundog.clock import ManualClock
 from sundog.clouds.base import AuthRefused, Order, QuotaRefused, Transient
-from sundog.errors import ClusterError, FormatTooNew
+from sundog.errors import ClusterError, FormatTooNew, StorageUnavailable
 from sundog.ledger import Entry, FileLedger, read_entries
 from sundog.market.offers import Offer
 
@@ -158,6 +158,17 @@ def test_launches_and_terminations_are_in_the_ledger_with_their_price(tmp_path: 
         ("launch", node, 0.3), ("terminate", node, 0.3)
     ]  # fmt: skip
     assert entries[0].about["zone"] == "z1"
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_launch_and_is_said() -> None:
+    class Broken:
+        def append(self, entry: Entry) -> None:
+            raise StorageUnavailable("the bucket is away")
+
+    cloud = ScriptedCloud()
+    elastic = provider(cloud, Broken())
+    assert len(elastic.create_node(CONFIG, TAGS, 1)) == len(cloud.running) == 1
+    assert any("the bucket is away" in d["why"] for d in elastic.state()["decisions"])
 
 
 def test_a_file_without_our_section_or_from_a_later_sundog_says_what_to_do() -> None:
