@@ -34,8 +34,10 @@ class LcBench:
     """The surrogate: validation accuracy in percent and seconds, per epoch (Pfisterer et al. 2022)."""
 
     def __init__(self, folder: Path) -> None:
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ImportError:
+            raise SystemExit("the surrogate needs onnxruntime: pip install onnxruntime") from None
         space = json.loads((folder / "config_space.json").read_text())["hyperparameters"]
         self.domains = {h["name"]: h for h in space}
         self.tasks: list[str] = self.domains["OpenML_task_id"]["choices"]
