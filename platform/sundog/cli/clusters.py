@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from sundog.cli import cluster_nodes
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.errors import ClusterError
 
 app = typer.Typer(help="Clusters: compile a spec, see its price, ray up.", no_args_is_help=True)
+cluster_nodes.register(app)
 
 Spec = Annotated[str, typer.Argument(help="A cluster spec, such as cluster-configs/specs/x.yaml.")]
 Plain = Annotated[
@@ -87,12 +89,15 @@ def up(file: Spec, plain: Plain = False, yes: Yes = False, as_json: Json = False
     Example: sundog cluster up cluster-configs/specs/aws-train.yaml
     """
     from sundog.capacity.plan import plan_cluster, render
+    from sundog.capacity.ready import make_ready
 
     out = Output(as_json)
     planned = plan_cluster(file)
     out.say(render(planned).rstrip("\n"))
     target = _compiled(file, plain)
     confirm(f"Start this cluster with `ray up {target}`?", yes)
+    for made in make_ready(file):
+        out.say(made)
     _ray("up", "--yes", str(target))
     out.data({"cluster": str(target), "state": "up"})
 
@@ -108,6 +113,24 @@ def down(file: Spec, yes: Yes = False, as_json: Json = False) -> None:
     confirm(f"End every node of the cluster of {target}?", yes)
     _ray("down", "--yes", str(target))
     out.data({"cluster": str(target), "state": "down"})
+
+
+@app.command()
+def status(file: Spec, as_json: Json = False) -> None:
+    """Every node by pool, market, zone, price and age, from the cloud's own tags; $/h now.
+
+    Example: sundog cluster status cluster-configs/specs/aws-train.yaml
+    """
+    from sundog.capacity.compile import compiled_name
+    from sundog.capacity.status import cluster_status, render, to_json
+
+    out = Output(as_json)
+    target = compiled_name(file)
+    if not target.is_file():
+        raise ClusterError(f"{target} is not there", f"write it: sundog cluster compile {file}")
+    found = cluster_status(target)
+    out.say(render(found))
+    out.data(to_json(found))
 
 
 def _compiled(file: str, plain: bool) -> Path:

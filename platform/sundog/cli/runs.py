@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -99,6 +100,25 @@ def show(run_id: RunId, root: RootOption = None, as_json: Json = False) -> None:
             for k, v in event.items() if k not in ("at_s", "event", "format")
         )  # fmt: skip
         out.say(f"  {event.get('event', ''):<22}{details}")
+
+
+@app.command()
+def verify(run_id: RunId, root: RootOption = None, as_json: Json = False) -> None:
+    """Prove what a run consumed: no sample lost, none twice, among the committed steps.
+
+    Example: sundog runs verify digits-3
+    """
+    from sundog.runs.verify import line
+    from sundog.runs.verify import verify as check
+
+    out = Output(as_json)
+    verdict = check(storage_root(root), run_id)
+    out.say(line(verdict))
+    for fault in verdict.faults:
+        out.say(f"  {fault}")
+    out.data({**asdict(verdict), "good": verdict.good})
+    if not verdict.good:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,0 +1,60 @@
+"""sundog cluster status, logs: what runs now and what the autoscaler said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sundog.cli.output import Json, Output
+from sundog.errors import ClusterError
+
+Spec = Annotated[str, typer.Argument(help="The spec that the cluster was started from.")]
+MONITOR = "/tmp/ray/session_latest/logs/monitor.log"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+    app.command()(logs)
+
+
+def status(file: Spec, as_json: Json = False) -> None:
+    """Nodes by pool, market, zone, price and age, and dollars an hour now, from the cloud's tags.
+
+    Example: sundog cluster status cluster-configs/specs/aws-train.yaml
+    """
+    from sundog.capacity.status import cluster_status, render, to_json
+
+    out = Output(as_json)
+    found = cluster_status(_compiled(file))
+    out.say(render(found))
+    out.data(to_json(found))
+
+
+def logs(
+    file: Spec,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 100,
+) -> None:
+    """The autoscaler's log on the head: every launch and refusal with its reason.
+
+    Example: sundog cluster logs cluster-configs/specs/aws-train.yaml
+    """
+    ray = str(Path(sys.executable).parent / "ray")
+    command = f"tail -n {lines} {MONITOR}"
+    code = subprocess.run([ray, "exec", str(_compiled(file)), command], check=False).returncode
+    if code:
+        raise ClusterError(
+            f"`ray exec` ended with {code}", "is the cluster up? sundog cluster status"
+        )
+
+
+def _compiled(file: str) -> Path:
+    from sundog.capacity.compile import compiled_name
+
+    target = compiled_name(file)
+    if not target.is_file():
+        raise ClusterError(f"{target} is not there", f"write it: sundog cluster compile {file}")
+    return target
