@@ -22,6 +22,7 @@ from sundog.rayapi import serve_ports, serve_targets
 from sundog.security.keys import KeyRing
 from sundog.serving.access_log import FLUSH_S, AccessLog
 from sundog.serving.http_api import GatewayApp
+from sundog.serving.http_server import build_server
 from sundog.serving.pages import build_pages
 from sundog.serving.routes import Routes
 from sundog.serving.stats import Metrics
@@ -107,27 +108,12 @@ class Gateway:
             self._ready.set()
 
     async def _serve(self) -> None:
-        import uvicorn
-
         self._loop = asyncio.get_running_loop()
         routes = Routes(serve_targets.watch, _handle_call)
         keys, metrics = KeyRing(), Metrics()
         access = AccessLog(access_log_path())
         self.app = GatewayApp(routes, keys, build_pages(routes, metrics), metrics, access)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                self.app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=75,
-                backlog=1024,
-            )
-        )
+        self._server = build_server(self.app)
         background = [
             asyncio.create_task(follow_control(routes, keys)),
             asyncio.create_task(routes.sweep_forever()),
