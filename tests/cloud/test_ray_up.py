@@ -6,6 +6,7 @@ committed.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -152,3 +153,53 @@ def test_a_gpu_job_brings_a_spot_node_or_on_demand_when_spot_is_refused_and_down
         Filters=[{"Name": "instance-state-name", "Values": ["stopped", "stopping"]}]
     )
     assert stopped["Reservations"] == []
+
+
+TWO_TASKS = (
+    "import ray, time, pathlib; ray.init(); "
+    "work = ray.remote(num_gpus=1)(lambda s: time.sleep(s) or 'kept'); "
+    "print('ONE', ray.get(work.remote(25))); print('TWO', ray.get(work.remote(0)))"
+)
+
+
+def test_an_empty_zone_a_notice_on_a_busy_node_and_a_dead_head(
+    cloud: Cloud, cluster: RayUp
+) -> None:
+    """Scenarios 3, 5 and 6."""
+    # 3: the first zone has nothing, in neither market.
+    config = yaml.safe_load(cluster.file.read_text())
+    first = config["provider"]["sundog"]["pools"]["a10g"]["offers"][0]["zone"]
+    cloud.script({"zone": first})
+    submitted = cluster.on_head(
+        "ray job submit --no-wait --submission-id two --address http://127.0.0.1:8265 -- "
+        f'python -c "{TWO_TASKS}"'
+    )
+    assert "two" in submitted
+    until(lambda: cloud.instances(pool="a10g"))
+    [worker] = cloud.instances(pool="a10g")
+    tags = {t["Key"]: t["Value"] for t in worker["Tags"]}
+    assert (tags["sundog:market"], tags["sundog:zone"] != first) == ("spot", True)
+    # 5: a notice while the first task runs; the task is kept, the second gets a new node.
+    log = cloud.folder / worker["InstanceId"][-8:] / "root" / ".sundog" / "preemption.log"
+    until(lambda: log.exists())
+    time.sleep(8)  # the task is on its way to the node that just joined
+    noticed_s = time.time()
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(noticed_s + 120))
+    cloud.notice(worker["InstanceId"], {"action": "terminate", "time": ends})
+    until(lambda: "drained" in log.read_text(), 60)
+    drained = next(json.loads(x) for x in log.read_text().splitlines() if '"drained"' in x)
+    print(f"notice to drained: {drained['at_s'] - noticed_s:.1f} s")
+    follow = "ray job logs --follow --address http://127.0.0.1:8265 two"
+    said = cluster.on_head(follow)
+    assert "ONE kept" in said
+    assert "TWO kept" in said
+    # 6: the head's Ray dies; up again; the same head, no second worker, nothing orphaned.
+    [head] = cloud.instances(pool="head")
+    before = {i["InstanceId"] for i in cloud.instances()}
+    cluster.on_head("pkill -9 gcs_server")  # in the node's own process namespace
+    cluster.up()
+    assert [i["InstanceId"] for i in cloud.instances(pool="head")] == [head["InstanceId"]]
+    assert {i["InstanceId"] for i in cloud.instances()} <= before
+    until(lambda: len(cloud.instances()) == 1)
+    cluster.down()
+    assert cloud.instances() == []
