@@ -38,6 +38,11 @@ class Cadence:
     def saw_stall(self, stall_s: float) -> None:
         self.cost_s = 0.5 * self.cost_s + 0.5 * stall_s
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the spec names a number of steps."""
+        return isinstance(self.every, int)
+
     def due(self, steps: int, seconds: float) -> bool:
         """Whether to save, this many steps and seconds after the last time."""
         if isinstance(self.every, int):

@@ -18,7 +18,7 @@ from sundog.clock import WALL
 from sundog.errors import RunError, SundogError
 from sundog.spec.run import RunSpec
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0  # a busy machine may take minutes to start a process
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ class Saver:
         began = self._clock.monotonic_s()
         busy = self._thread is not None and self._thread.is_alive()
         due = self._cadence.due(loop.step - max(self._saved_step, 0), began - self._saved_s)
-        if loop.step == self._saved_step or not (now or (due and not busy)):
+        # A fixed number of steps is a promise, and waits for the save before; a time is not.
+        late = busy and not self._cadence.fixed
+        if loop.step == self._saved_step or not (now or (due and not late)):
             return
         self._wait()
         # The ledger's next segment is committed with this checkpoint: it names it.

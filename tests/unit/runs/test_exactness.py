@@ -6,23 +6,28 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import Toy, toy_spec
 
-from sundog.runs.loop import YIELD
-from sundog.runs.processes import Job, LocalGroup
+from sundog.runs.exchange import Alone
+from sundog.runs.loop import YIELD, Loop
+from sundog.runs.processes import Ended, Job, LocalGroup
+from sundog.runs.reduction import Node, add_up, partials
+from sundog.runs.sampler import share
 from sundog.runs.verify import verify
 from sundog.storage.root import open_root
 
 
 @functools.cache
-def undisturbed(steps: int):
-    with LocalGroup(Job(toy_spec(steps=steps), Toy)) as group:
-        group.grow(1)
-        group.form()
-        assert group.settle() == ["finished"]
-        return group.result()
+def undisturbed(steps: int) -> Ended:
+    loop, curve = Loop(toy_spec(steps=steps), Toy()), {}
+    loop.trace = curve.__setitem__
+    loop.join(Alone())
+    assert loop.run().state == "finished"
+    parameters = torch.cat([p.detach().flatten() for p in loop.params]).numpy()
+    return Ended(curve, parameters, loop.metrics)
 
 
 def same(one, other) -> bool:
@@ -75,12 +80,11 @@ def test_resizes_and_kills_change_no_bit_and_lose_no_sample(tmp_path):
 def test_when_all_are_lost_the_checkpoint_is_read(tmp_path):
     spec = toy_spec(steps=20, checkpoint={"every": 5, "keep": 2})
     with LocalGroup(Job(spec, Toy, str(tmp_path))) as group:
-        group.grow(2)
+        group.grow(1)
         group.form()
         group.wait_for(12)
-        group.kill(1)
         group.kill(0)
-        group.grow(3)
+        group.grow(2)
         group.form()
         assert set(group.settle()) == {"finished"}
         ended = group.result()
@@ -93,12 +97,6 @@ def test_when_all_are_lost_the_checkpoint_is_read(tmp_path):
 @settings(max_examples=3, deadline=None)
 def test_any_schedule_of_world_sizes_in_one_process(splits):
     """Every rank of every world, computed one after the other: no group needed to see the bits."""
-    import torch
-
-    from sundog.runs.exchange import Alone
-    from sundog.runs.loop import Loop
-    from sundog.runs.reduction import Node, add_up, partials
-    from sundog.runs.sampler import share
 
     class Pretended(Alone):
         """Rank by rank: collects each rank's partial sums, then adds them as a group would."""
