@@ -1,4 +1,4 @@
-"""sundog cluster status, logs: what runs now and what the autoscaler said."""
+"""sundog cluster logs: what the autoscaler on the head said."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from sundog.cli.output import Json, Output
 from sundog.errors import ClusterError
 
 Spec = Annotated[str, typer.Argument(help="The spec that the cluster was started from.")]
@@ -17,21 +16,7 @@ MONITOR = "/tmp/ray/session_latest/logs/monitor.log"
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(status)
     app.command()(logs)
-
-
-def status(file: Spec, as_json: Json = False) -> None:
-    """Nodes by pool, market, zone, price and age, and dollars an hour now, from the cloud's tags.
-
-    Example: sundog cluster status cluster-configs/specs/aws-train.yaml
-    """
-    from sundog.capacity.status import cluster_status, render, to_json
-
-    out = Output(as_json)
-    found = cluster_status(_compiled(file))
-    out.say(render(found))
-    out.data(to_json(found))
 
 
 def logs(
