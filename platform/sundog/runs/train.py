@@ -34,6 +34,7 @@ _PRINT_EVERY_S = 1.0
 _RECORD_EVERY_S = 2.0
 _GROW_PAUSE_S = 1.0
 _MOST_FRESH_STARTS = 5
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,12 @@ class Follower:
         self._printed_s, self._recorded_s = float("-inf"), float("-inf")
         self._started_s = WALL.now_s()
         self._meter = Meter()
+        self._told_to_wait = False
 
     def __call__(self) -> None:
         progress = self._channel.read("progress")
+        if progress is None:
+            self._still_waiting()
         if progress is None or progress == self._last:
             return
         if self._last and progress["group"] != self._last["group"]:
@@ -289,6 +293,19 @@ class Follower:
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
                 goodput=self._meter.account.goodput, losses=self._meter.account.shares(),
             )  # fmt: skip
+
+    def _still_waiting(self) -> None:
+        if self._told_to_wait or WALL.now_s() - self._started_s < _PATIENCE_S:
+            return
+        import ray
+
+        self._told_to_wait = True
+        free = ray.available_resources()
+        say(
+            self._folder,
+            f"still waiting for workers to start: {free.get('CPU', 0):g} CPU and "
+            f"{free.get('GPU', 0):g} GPU are free on this cluster",
+        )
 
     def _regrouped(self, progress: dict[str, Any]) -> None:
         """Workers were lost or joined: what it cost, from their last news to the first since."""
