@@ -17,6 +17,7 @@ from sundog.clock import Clock
 from sundog.control.serving_plan import (
     ANCHOR,
     GATEWAY_APP,
+    RETRY_S,
     App,
     Decision,
     Progress,
@@ -41,6 +42,8 @@ HOLDER = "service"
 MISSING_ROUNDS = 2
 """An anchor must be away this often in a row before its service goes."""
 RETIRE_AFTER_S = 10.0
+REMOTE_LOOK_S = 2.0
+"""How long an alias in object storage is believed; a local one is read every round."""
 
 log = logging.getLogger("sundog.control")
 
@@ -75,10 +78,12 @@ class ServicesController:
         self._clock = clock
         self._missing: dict[str, int] = {}
         self._retiring: dict[str, tuple[int, float]] = {}
+        self._failed: dict[str, float] = {}
         self._specs: dict[str, ServiceSpec] = {}
         self._anchors: dict[str, str] = {}
         self._progress: dict[str, Progress] = {}
         self._resolved: dict[tuple[str, str], Resolved] = {}
+        self._looked: dict[str, tuple[tuple[str, str | None], float, Resolved]] = {}
         self._stored: dict[str, Any] = {}
         self._stepped = False
         self.gateway_message = ""
@@ -120,6 +125,7 @@ class ServicesController:
             self._remember(name, decision)
         self._publish()
         self._retire(seen, decisions)
+        self._retry(seen)
         self._stepped = True
 
     def observe(self) -> Observation | None:
@@ -168,6 +174,16 @@ class ServicesController:
         return Registry(open_root(spec.root or self._root))
 
     def _resolve(self, spec: ServiceSpec) -> Resolved:
+        looked = self._looked.get(spec.service)
+        now = self._clock.monotonic_s()
+        if looked is not None and looked[0] == (spec.model, spec.root) and now < looked[1]:
+            return looked[2]
+        found = self._look_up(spec)
+        again_s = now + (0 if open_root(spec.root or self._root).is_local else REMOTE_LOOK_S)
+        self._looked[spec.service] = ((spec.model, spec.root), again_s, found)
+        return found
+
+    def _look_up(self, spec: ServiceSpec) -> Resolved:
         try:
             version = self._registry(spec).get(spec.model)
         except SundogError as error:
@@ -255,6 +271,23 @@ class ServicesController:
                 log.info("%s is no longer routed, it is removed", app)
                 serve_apps.delete(app)
                 self._release(app, seen.apps[app])
+
+    def _retry(self, seen: Observation) -> None:
+        """Take away what did not start and answers nothing; the next round deploys it again."""
+        now = self._clock.monotonic_s()
+        answering = {app_name(n, p.active) for n, p in self._progress.items() if p.active}
+        failed = {
+            app
+            for app, view in seen.apps.items()
+            if view.status == "DEPLOY_FAILED" and app not in answering
+            and (app == GATEWAY_APP or "Model" in view.deployments)
+        }  # fmt: skip
+        self._failed = {app: self._failed.get(app, now) for app in failed}
+        for app, since_s in list(self._failed.items()):
+            if now - since_s > RETRY_S:
+                log.info("%s did not start, it is tried again", app)
+                serve_apps.delete(app)
+                del self._failed[app]
 
     def _release(self, app: str, view: serve_apps.AppView) -> None:
         place = (view.deployments["Model"].user_config or {}).get("place")

@@ -18,6 +18,8 @@ GATEWAY_APP = "sundog-gateway"
 ANCHOR = "Anchor"
 """The deployment that marks an application as a service's anchor; its user_config is the spec."""
 READY = "RUNNING"
+RETRY_S = 60.0
+"""A version or gateway that did not start is tried again after this long: its cause may be cured."""
 FAILED = frozenset(("DEPLOY_FAILED", "UNHEALTHY"))
 
 
@@ -118,6 +120,7 @@ def decide(
         state = "ready" if active not in (None, target) and active in apps else "failed"
     elif active is None or active not in apps:
         active, state = target if active == target else None, "starting"
+        message = before.message  # of the attempt before this one, if there was one
     else:
         state = "ready" if active == target else "rolling"
         message = "" if active == target else f"version {target} is starting"

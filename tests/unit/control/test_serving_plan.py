@@ -83,6 +83,15 @@ def test_a_first_version_that_does_not_start_is_a_failure_with_its_reason():
     assert "no such file" in failed.progress.message
 
 
+def test_a_second_attempt_still_says_what_was_wrong_with_the_first():
+    failed = [(at(1), {}), (at(1), {"1": app("DEPLOY_FAILED", "no such file")})]
+    again = after(*failed, (at(1), {}))
+    assert (again.deploy.version, again.progress.state) == ("1", "starting")
+    assert "no such file" in again.progress.message
+    cured = after(*failed, (at(1), {}), (at(1), {"1": app()}))
+    assert (cured.progress.state, cured.progress.message) == ("ready", "")
+
+
 def test_a_version_that_becomes_unhealthy_stays_routed():
     sick = after((at(1), {"1": app()}), (at(1), {"1": app("UNHEALTHY", "dies")}))
     assert sick.progress.active == "1"
