@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sundog.cli.output import Json, Output
 from sundog.errors import ClusterError
 
 Spec = Annotated[str, typer.Argument(help="The spec that the cluster was started from.")]
@@ -22,18 +23,23 @@ def register(app: typer.Typer) -> None:
 def logs(
     file: Spec,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 100,
+    as_json: Json = False,
 ) -> None:
     """The autoscaler's log on the head: every launch and refusal with its reason.
 
     Example: sundog cluster logs cluster-configs/specs/aws-train.yaml
     """
+    out = Output(as_json)
     ray = str(Path(sys.executable).parent / "ray")
-    command = f"tail -n {lines} {MONITOR}"
-    code = subprocess.run([ray, "exec", str(_compiled(file)), command], check=False).returncode
-    if code:
+    command = [ray, "exec", str(_compiled(file)), f"tail -n {lines} {MONITOR}"]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise ClusterError(
-            f"`ray exec` ended with {code}", "is the cluster up? sundog cluster status"
+            f"`ray exec` ended with {done.returncode}",
+            f"is the cluster up? sundog cluster status {file}",
         )
+    out.say(done.stdout.rstrip("\n"))
+    out.data(done.stdout.splitlines())
 
 
 def _compiled(file: str) -> Path:
