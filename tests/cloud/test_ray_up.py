@@ -65,11 +65,7 @@ class RayUp:
         spec["network"] = {"internal": True, "subnets": cloud.subnets}
         spec["install"] = {"wheel": "none"}
         spec["idle"] = "15s"
-        spec["env"] = {
-            "PATH": f"{BIN}:$PATH", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            # Several raylets and a test suite share two cores; Ray's own limit is 30 s.
-            "RAY_raylet_start_wait_time_s": "180", **AWS,
-        }  # fmt: skip
+        spec["env"] = {"PATH": f"{BIN}:$PATH", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **AWS}
         path = folder / "spec.yaml"
         path.write_text(yaml.safe_dump(spec))
         self.file.write_text(compile_cluster(path).text)
