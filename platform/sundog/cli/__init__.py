@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sundog import __version__
-from sundog.cli import clusters, jobs, keys, machine, models, runs, services
+from sundog.cli import clusters, cost, jobs, keys, machine, models, runs, services
 from sundog.cli.output import Output, print_error
 from sundog.errors import SundogError
 
@@ -29,6 +29,7 @@ app.add_typer(models.app, name="models")
 services.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(clusters.app, name="cluster")
+cost.register(app)
 
 
 def _version(asked: bool) -> None:

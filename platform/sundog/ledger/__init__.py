@@ -1,6 +1,22 @@
 """What was spent: append-only entries and their allocation. The only source of dollars spent."""
 
 from sundog.ledger.cost import Line, cost
-from sundog.ledger.entries import Entry, FileLedger, Ledger, RootLedger, read_entries
+from sundog.ledger.entries import (
+    Entry,
+    FileLedger,
+    Ledger,
+    RootLedger,
+    read_entries,
+    read_root,
+)
 
-__all__ = ["Entry", "FileLedger", "Ledger", "Line", "RootLedger", "cost", "read_entries"]
+__all__ = [
+    "Entry",
+    "FileLedger",
+    "Ledger",
+    "Line",
+    "RootLedger",
+    "cost",
+    "read_entries",
+    "read_root",
+]

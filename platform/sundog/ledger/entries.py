@@ -77,6 +77,18 @@ class RootLedger:
         self._root.create(f"ledger/{day}/{name}.json", entry.to_json().encode())
 
 
+class _Reads(Protocol):
+    def entries(self, prefix: str) -> Iterator[Any]: ...
+
+    def read(self, key: str) -> bytes: ...
+
+
+def read_root(root: _Reads) -> Iterator[Entry]:
+    """The entries of a storage root, by day and time."""
+    for found in root.entries("ledger"):
+        yield parse_entry(root.read(found.key).decode("utf-8", "replace"), found.key)
+
+
 def parse_entry(line: str, where: str = "ledger") -> Entry:
     try:
         data = json.loads(line)

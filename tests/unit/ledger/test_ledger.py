@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sundog.errors import Corrupt, FormatTooNew
-from sundog.ledger import Entry, FileLedger, RootLedger, cost, read_entries
+from sundog.ledger import Entry, FileLedger, RootLedger, cost, read_entries, read_root
 from sundog.market.prices import cost_between
+from sundog.storage.root import open_root
 
 DAY_S = 86400.0
 
@@ -82,6 +83,17 @@ def test_in_a_storage_root_every_entry_is_an_object_of_its_own() -> None:
     assert len(made) == 6
     assert all(k.startswith("ledger/1970-01-01/") for k in made)
     assert all(json.loads(v)["format"] == 1 for v in made.values())
+
+
+def test_what_one_root_took_in_comes_out_in_the_order_of_time(tmp_path: Path) -> None:
+    root = open_root(f"file://{tmp_path}")
+    for entry in reversed(entries()):
+        RootLedger(root).append(entry)
+    found = list(read_root(root))
+    assert sorted(found, key=repr) == sorted(entries(), key=repr)
+    assert cost(found, "day", DAY_S + 3600, cost_between) == cost(
+        entries(), "day", DAY_S + 3600, cost_between
+    )
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0.01, 9)), max_size=6))
