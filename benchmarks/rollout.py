@@ -10,7 +10,7 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -78,23 +78,25 @@ def measure(
     return summary([run(world, version, policy(), s, minutes) for s in range(num)], version.good)
 
 
-def measure_all(num: int, minutes: int, names: list[str]) -> dict[str, dict[str, object]]:
+def measure_all(num: int, minutes: int, names: list[str]) -> Iterator[dict[str, dict[str, object]]]:
+    """All results so far, after every version of every world."""
     results: dict[str, dict[str, object]] = {}
     for name in names:
         world = WORLDS[name]
         rows: dict[str, object] = {}
+        results[name] = rows
         for version in (GOOD, *OPERATIONAL):
             row = {"sundog": measure(world, version, ours(BASIC), num, minutes)}
             for peer, policy in PEERS.items() if name == next(iter(WORLDS)) else ():
                 row[peer] = measure(world, version, policy, num, minutes)
             rows[version.name] = row
             _show(name, version.name, row)
+            yield results
         for version in (GOOD, *SUBTLE):
             row = {"sundog": measure(world, version, ours(ALL), num, minutes)}
             rows[f"{version.name} (all four guards)"] = row
             _show(name, f"{version.name} (all four guards)", row)
-        results[name] = rows
-    return results
+            yield results
 
 
 def _show(world: str, version: str, row: dict[str, dict[str, float]]) -> None:
@@ -154,14 +156,15 @@ def main() -> None:
     args = parser.parse_args()
     num = 20 if args.quick else args.rollouts
     names = list(WORLDS)[:1] if args.quick else list(WORLDS)
-    results = measure_all(num, args.minutes, names)
-    if args.json:
-        about = {
-            "benchmark": "rollout", "rollouts": num, "minutes": args.minutes,
-            "machine": machine(), "worlds": {n: asdict(WORLDS[n]) for n in names},
-            "results": results,
-        }  # fmt: skip
-        args.json.write_text(json.dumps(about, indent=1) + "\n")
+    results: dict[str, dict[str, object]] = {}
+    for results in measure_all(num, args.minutes, names):
+        if args.json:
+            about = {
+                "benchmark": "rollout", "rollouts": num, "minutes": args.minutes,
+                "machine": machine(), "worlds": {n: asdict(WORLDS[n]) for n in results},
+                "results": results,
+            }  # fmt: skip
+            args.json.write_text(json.dumps(about, indent=1) + "\n")
     if args.plot:
         plot(results, args.plot)
 

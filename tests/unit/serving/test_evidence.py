@@ -78,6 +78,7 @@ def test_a_service_without_errors_can_show_that_it_has_none():
     assert all(evidence.safe_e(f) >= 20 for f in FACTORS)
 
 
+@settings(deadline=None)
 @given(
     base=st.integers(0, 50), new=st.integers(0, 50), more=st.integers(1, 50),
     n_base=st.integers(100, 5000), n_new=st.integers(100, 5000),
@@ -89,6 +90,7 @@ def test_more_of_the_same_harm_is_more_evidence(base, new, more, n_base, n_new):
     assert all(worse.safe_e(f) <= less.safe_e(f) for f in FACTORS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 0.3))
 def test_lower_scores_are_more_evidence_of_lower_quality(scores, drop):
     lower = [max(0.0, s - drop) for s in scores]
@@ -151,6 +153,7 @@ def test_a_shifted_mix_of_answers_is_seen_and_a_similar_one_is_not():
     assert after([0.45, 0.2, 0.35]) >= 80
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(1, 200))
 def test_the_upper_rate_is_above_what_was_seen(hits, more):
     counts = Counts(hits, hits + more)
@@ -162,14 +165,11 @@ def test_counts_that_cannot_be_are_refused():
         Counts(5, 3)
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 2**32 - 1))
-def test_evidence_has_mean_at_most_one_under_the_null(seed):
-    rng = np.random.default_rng(seed)
+def test_evidence_has_mean_at_most_one_under_the_null():
+    rng = np.random.default_rng(7)
     values = []
-    for _ in range(300):
-        base, new = rng.binomial(900, 0.05), rng.binomial(100, 0.05)
-        values.append(
-            RateEvidence().add(Counts(int(base), 900), Counts(int(new), 100), 0.0005).harm_e
-        )
-    assert np.mean(values) <= 1 + 4 * np.std(values) / np.sqrt(len(values))
+    for _ in range(4000):
+        base, new = int(rng.binomial(900, 0.05)), int(rng.binomial(100, 0.05))
+        evidence = RateEvidence().add(Counts(base, 900), Counts(new, 100), 0.0005)
+        values.append(evidence.harm_e)
+    assert np.mean(values) <= 1 + 3 * np.std(values) / np.sqrt(len(values))
