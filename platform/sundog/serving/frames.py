@@ -68,6 +68,10 @@ class Reader:
         while True:
             left = len(view) - at
             if left < _HEAD.size:
+                # What is no frame is refused at its first bytes, not waited for.
+                start = bytes(view[at : at + 2])
+                if start != _MAGIC[: len(start)]:
+                    raise BadFrame("not a frame")
                 self._needed = _HEAD.size
                 break
             magic, version, kind, number, meta_size, body_size = _HEAD.unpack_from(view, at)

@@ -89,17 +89,17 @@ class VersionRoute:
 
     async def _connect(self, path: str) -> None:
         loop = asyncio.get_running_loop()
-        while path in self._wanted or not self._wanted:
+        while path in self._wanted:
             try:
                 _, link = await loop.create_unix_connection(
                     lambda: SocketLink(self.lane, lambda _: self._on_closed(path)), path
                 )
             except OSError:
                 await asyncio.sleep(RECONNECT_S)
-                if path not in self._wanted:
-                    return
                 continue
             self._links[path] = link
+            if path not in self._wanted:
+                link.leave()
             return
 
     def _on_closed(self, path: str) -> None:

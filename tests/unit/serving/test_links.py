@@ -1,0 +1,246 @@
+"""A gateway's routes and a replica's socket server, joined by a real Unix socket, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from sundog.serving import frames
+from sundog.serving import replica as replica_module
+from sundog.serving.contract import BadRequest
+from sundog.serving.replica import Runner, SocketServer
+from sundog.serving.routes import Routes
+
+SIGNATURE = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
+}
+
+
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+        self.calls = 0
+
+    def predict(self, inputs):
+        self.calls += 1
+        inputs["x"] *= self.factor  # models may write into what they are given
+        if (inputs["x"] < 0).any():
+            raise ValueError("negative")
+        return {"y": inputs["x"]}
+
+
+@dataclass
+class Ready:
+    metadata: dict
+
+
+class Serve:
+    """Stands for Serve's long poll: says which replicas are ready."""
+
+    def __init__(self):
+        self.listeners = {}
+
+    async def watch(self, app, deployment, on_change):
+        self.listeners[app] = on_change
+        await asyncio.Event().wait()
+
+    def say(self, app, *servers):
+        self.listeners[app]([Ready({"sundog_socket": s.path}) for s in servers])
+
+
+def snapshot(version, **services):
+    return {"epoch": 1, "version": version, "services": services, "keys": []}
+
+
+def service(*versions, active=None):
+    return {
+        "service": "s", "model": "m", "state": "ready", "message": "",
+        "versions": {
+            v: {"app": f"s--v{v}", "deployment": "Model", "kind": "python", "signature": SIGNATURE}
+            for v in versions
+        },
+        "weights": {active or versions[-1]: 1.0},
+        "deadline_s": 10, "queue": 1000, "batch": 64, "max_body": 1000, "idempotent": True,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Make socket servers; all are gone afterwards."""
+    monkeypatch.setattr(replica_module, "_socket_parent", lambda: None)
+    made = []
+
+    def start(factor):
+        server = SocketServer(Runner(Scale(factor), SIGNATURE))
+        server.start()
+        made.append(server)
+        return server
+
+    yield start
+    for server in made:
+        if server.thread.is_alive():
+            server._loop.call_soon_threadsafe(server._stop.set)
+            server.thread.join(5)
+
+
+def body(*rows):
+    flat = [v for row in rows for v in row]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [len(rows), 2], "data": flat}
+    import orjson
+
+    return orjson.dumps({"inputs": [tensor]})
+
+
+async def ask(routes, *rows, version=None):
+    _, chosen = routes.find_version("s", version)
+    outputs = await chosen.lane.call(chosen.contract.read(body(*rows)))
+    return np.frombuffer(outputs[0][2], "<f4").reshape(-1, 2).tolist()
+
+
+async def until(check):
+    async with asyncio.timeout(20):
+        while not check():
+            await asyncio.sleep(0.01)
+
+
+def lane(routes, version="1"):
+    return routes.services["s"].versions[version].lane
+
+
+def test_requests_travel_in_shared_frames_and_come_back_each_to_its_own(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        serve.say("s--v1", started(2.0))
+        answers = await asyncio.gather(*(ask(routes, [i, i + 1]) for i in range(200)))
+        assert answers == [[[2.0 * i, 2.0 * i + 2]] for i in range(200)]
+        assert lane(routes).stats.executions < 200
+
+    asyncio.run(main())
+
+
+def test_large_frames_cross_in_pieces(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        serve.say("s--v1", started(2.0))
+        rows = [[float(i), 1.0] for i in range(100_000)]
+        assert await ask(routes, *rows) == [[2 * a, 2.0] for a, _ in rows]
+
+    asyncio.run(main())
+
+
+def test_a_failing_call_fails_alone(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        serve.say("s--v1", started(2.0))
+        answers = await asyncio.gather(
+            *(ask(routes, [float(x), 1.0]) for x in (1, -1, 3)), return_exceptions=True
+        )
+        assert answers[0] == [[2.0, 2.0]]
+        assert answers[2] == [[6.0, 2.0]]
+        assert (answers[1].status, "ValueError: negative" in answers[1].message) == (500, True)
+
+    asyncio.run(main())
+
+
+def test_a_draining_replica_answers_and_lets_go_and_another_takes_over(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        first, second = started(2.0), started(2.0)
+        serve.say("s--v1", first, second)
+        await until(lambda: len(lane(routes).connections) == 2)
+        asked = [asyncio.ensure_future(ask(routes, [float(i), 0.0])) for i in range(50)]
+        serve.say("s--v1", second)
+        await first.drain()
+        assert not first.folder.exists()
+        assert [a[0][0] for a in await asyncio.gather(*asked)] == [2.0 * i for i in range(50)]
+        assert len(lane(routes).connections) == 1
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_vanishes_is_replaced_without_a_failed_request(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        first = started(2.0)
+        serve.say("s--v1", first)
+        await until(lambda: lane(routes).connections)
+        asked = [asyncio.ensure_future(ask(routes, [float(i), 0.0])) for i in range(20)]
+        await asyncio.sleep(0)
+        for peer in list(first.peers):
+            first._loop.call_soon_threadsafe(peer.transport.abort)
+        first._loop.call_soon_threadsafe(first._stop.set)
+        serve.say("s--v1", started(2.0))
+        assert [a[0][0] for a in await asyncio.gather(*asked)] == [2.0 * i for i in range(20)]
+
+    asyncio.run(main())
+
+
+def test_routes_move_and_the_old_version_finishes(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        serve.say("s--v1", started(2.0))
+        routes.apply(snapshot(2, s=service("1", "2", active="1")))
+        await asyncio.sleep(0)
+        serve.say("s--v2", started(3.0))
+        await until(lambda: lane(routes, "2").connections)
+        old = asyncio.ensure_future(ask(routes, [1.0, 1.0]))
+        await asyncio.sleep(0)
+        assert await ask(routes, [1.0, 1.0], version="2") == [[3.0, 3.0]]
+        routes.apply(snapshot(3, s=service("2")))
+        assert await ask(routes, [1.0, 1.0]) == [[3.0, 3.0]]
+        assert await old == [[2.0, 2.0]]
+        with pytest.raises(BadRequest, match="version '1' of 's' is not served"):
+            routes.find_version("s", "1")
+        assert not routes.apply(snapshot(2)), "an older snapshot is refused"
+        routes.apply(snapshot(4))
+        with pytest.raises(BadRequest, match="no service 's'"):
+            routes.find("s")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64,
+     b"".join(frames.pack(frames.ANSWER, 1, [], [])),
+     frames._HEAD.pack(b"SD", frames.VERSION, frames.INFER, 1, 0, 2**60)],
+)  # fmt: skip
+def test_a_replica_hangs_up_on_what_is_no_call(started, noise):
+    async def main():
+        server = started(2.0)
+        reader, writer = await asyncio.open_unix_connection(server.path)
+        writer.write(noise)
+        async with asyncio.timeout(10):
+            try:
+                rest = await reader.read()
+            except ConnectionError:
+                rest = b""
+        assert len(rest) < 200
+        writer.close()
+        again, writer = await asyncio.open_unix_connection(server.path)
+        assert await again.readexactly(2) == b"SD"
+        writer.close()
+
+    asyncio.run(main())
