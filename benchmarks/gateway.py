@@ -69,6 +69,7 @@ def make_model(folder: Path) -> tuple[Path, Any]:
     model = Mlp().eval()
     path = folder / "mlp.pt2"
     signature = export_program(model, {"pixels": torch.zeros(2, 64)}, path)
+    torch.save(model.layers.state_dict(), folder / "mlp.weights.pt")
     return path, (model, signature)
 
 
@@ -98,7 +99,7 @@ def sundog_row(folder: Path, path: Path, signature: Any) -> Iterator[tuple[str, 
 def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
     [port] = free_ports(1)
     command = [sys.executable, str(HERE / "gateway_peers.py"), name, "--port", str(port)]
-    command += ["--model", str(path)]
+    command += ["--model", str(path.with_name("mlp.weights.pt"))]
     if name == "fastapi":
         with ended(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
             url = f"http://127.0.0.1:{port}/v2/models/mlp/infer"

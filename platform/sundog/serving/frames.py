@@ -69,8 +69,8 @@ class Reader:
             left = len(view) - at
             if left < _HEAD.size:
                 # What is no frame is refused at its first bytes, not waited for.
-                start = bytes(view[at : at + 2])
-                if start != _MAGIC[: len(start)]:
+                first = bytes(view[at : at + 2])
+                if first != _MAGIC[: len(first)]:
                     raise BadFrame("not a frame")
                 self._needed = _HEAD.size
                 break
