@@ -135,6 +135,9 @@ class LocalRay:
             # Not the address of a Ray that is about to start.
             **{k: v for k, v in self.endpoints.env().items() if k != "RAY_ADDRESS"},
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A cancelled driver has this long to say so in its record; three seconds are too few
+            # where everything is busy.
+            "RAY_JOB_STOP_WAIT_TIME_S": "15",
             "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
             "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
