@@ -171,19 +171,22 @@ def test_a_worker_that_dies_too_often_fails_the_run(local_ray, folder, root):
 
 
 def test_a_cancelled_run_says_so_and_goes_on_when_asked(local_ray, folder, root):
-    name = spec(folder, "stopped", steps=1200, checkpoint={"every": 20, "keep": 2})
+    # Long enough for the slowest machine to be told to stop in time; then only a little more.
+    name = spec(folder, "stopped", steps=100_000, checkpoint={"every": 20, "keep": 2})
     submit(local_ray, folder, f"python jobs/train.py {name} --run-id stopped-1", "--no-wait",
            "--submission-id", "stop-me")  # fmt: skip
     wait_for_step(root, "stopped-1", 60)
     subprocess.run([BIN / "ray", "job", "stop", "stop-me"], env=local_ray.environment(),
-                   capture_output=True, timeout=60, check=True)  # fmt: skip
+                   capture_output=True, timeout=200, check=True)  # fmt: skip
     assert RunFolder(root, "stopped-1").record()["state"] == "cancelled"
     assert nothing_is_left(local_ray)
+    steps = RunFolder(root, "stopped-1").checkpoint_steps()[-1] + 40
+    spec(folder, "stopped", steps=steps, checkpoint={"every": 20, "keep": 2})
     code, text = submit(local_ray, folder, f"python jobs/train.py {name} --run-id stopped-1")
     assert code == 0, text
     assert "step 1/" not in text
     verdict = verify(root, "stopped-1")
-    assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 1200)
+    assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, steps)
 
 
 @pytest.fixture(scope="module")
