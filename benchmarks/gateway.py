@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -170,7 +171,7 @@ def window(
     machine, own = machine_seconds(), cpu_seconds(pids)
     start = time.monotonic()
     process = subprocess.Popen(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url],
+        ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "-s", str(script), url],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     before = resource_children()
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="ours and FastAPI, one short window")
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(ROWS)}")
-    parser.add_argument("--seconds", type=float, help="length of a window")
+    parser.add_argument("--seconds", type=float, help="length of a window, whole seconds")
     args = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed\n  Debian: apt-get install wrk")
