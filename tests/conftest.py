@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# A shared machine is slow now and then, which is no fault of the code; CI draws the same examples
+# every time.
+settings.register_profile("sundog", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("sundog")
 
 
 @pytest.fixture(autouse=True, scope="session")
