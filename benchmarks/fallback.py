@@ -170,7 +170,10 @@ def machine() -> dict[str, Any]:
         (x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
          if x.startswith("model name")), platform.processor(),
     )  # fmt: skip
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+    return {
+        "cpu": model, "cores": os.cpu_count(), "python": platform.python_version(),
+        "load_1min": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
 
 
 def percentile(values: list[float], share: float) -> float:
