@@ -5,8 +5,7 @@
 Prints "ready" when it answers and serves until it is ended.
 """
 
-from __future__ import annotations
-
+# No postponed annotations: FastAPI reads those of classes that Ray ships by value.
 import argparse
 import sys
 import time
