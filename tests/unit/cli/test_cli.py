@@ -133,7 +133,6 @@ def test_init_scaffolds_once_and_never_overwrites(
 
 def test_what_init_writes_is_valid(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sundog.control.serve_files import services_in
-
     from sundog.spec import RunSpec, load
 
     run(capsys, "init", "mine")
