@@ -262,7 +262,8 @@ class Demo:
         dashboard = self.ray.endpoints.dashboard
         job_id = client.submit(entrypoint, address=dashboard, working_dir=".")
         for line in client.follow(job_id, address=dashboard, poll_s=0.2):
-            if "job_manager.py" not in line:  # Ray's own word that the job is being set up
+            # Ray's own words: that the job is being set up, and about the worker we killed
+            if "job_manager.py" not in line and "(raylet)" not in line:
                 self.out.say(f"      {line[:150]}")
 
     def _observe_memory(self) -> None:
