@@ -132,12 +132,12 @@ def test_init_scaffolds_once_and_never_overwrites(
 
 
 def test_what_init_writes_is_valid(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sundog.control.serve_files import services_in
+    from sundog.control.serve_files import read_services
     from sundog.spec import RunSpec, load
 
     run(capsys, "init", "mine")
     assert load("mine/run.yaml", RunSpec).recipe == "recipe:Curve"
-    assert services_in("mine/service.yaml") == ["curve"]
+    assert [s.service for s in read_services("mine/service.yaml")] == ["curve"]
 
 
 def test_models_of_an_empty_root(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
