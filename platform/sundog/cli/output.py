@@ -22,7 +22,8 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self._console = Console(highlight=False, soft_wrap=True)
+        # Without emoji: `run.yaml:100:` would lose its line number to one.
+        self._console = Console(highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, text: str) -> None:
         """A line for people only."""

@@ -90,7 +90,7 @@ def show(run_id: RunId, root: RootOption = None, as_json: Json = False) -> None:
     out.say(" · ".join(part for part in head if part))
     if record.get("message"):
         out.say(f"  {record['message']}")
-    shown = {"metrics": _metrics(record), "registered": record.get("registered")}
+    shown = {"metrics": _metrics(record), "data": record.get("data"), "model": record.get("model")}
     for key, value in shown.items():
         if value:
             out.say(f"{key:<10}{value}")

@@ -158,3 +158,24 @@ def test_a_question_with_nobody_to_answer_is_refused(
     with pytest.raises(SundogError, match="--yes"):
         confirm("Delete it?", yes=False)
     confirm("Delete it?", yes=True)
+
+
+def test_what_is_said_keeps_its_line_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    from sundog.cli.output import Output
+
+    Output(as_json=False).say("run.yaml:100: workrs: unknown key")
+    assert "run.yaml:100: workrs" in capsys.readouterr().out
+
+
+def test_a_run_is_shown_with_its_data_and_the_model_it_registered(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sundog.storage.root import open_root
+    from sundog.storage.runs import new_run
+
+    root = (nowhere / "root").as_uri()
+    new_run(open_root(root), "curve").update(state="finished", data="points@2", model="curve@7")
+    code, out, _ = run(capsys, "runs", "show", "curve-1", "--root", root)
+    assert code == 0
+    assert "points@2" in out
+    assert "curve@7" in out
