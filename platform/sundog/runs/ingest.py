@@ -46,9 +46,15 @@ def ingest_digits(root: Root, name: str = "digits") -> Dataset:
 def ingest_file(
     root: Root, name: str, path: Path, shares: Mapping[str, float] = SHARES, seed: int = 0
 ) -> Dataset:
-    """A Parquet or CSV file as a dataset with these splits."""
+    """A Parquet or CSV file as a dataset with these splits; of a folder, each file is a split."""
     from sundog.storage.datasets import write_dataset
 
+    if path.is_dir():
+        files = sorted([*path.glob("*.parquet"), *path.glob("*.csv")])
+        if not files:
+            raise NotFound(f"{path} holds no .parquet or .csv", "name them train, val and test")
+        tables = {file.stem: read_table(file) for file in files}
+        return write_dataset(root, name, tables, {"source": path.name})
     table = read_table(path)
     return write_dataset(root, name, split(table, shares, seed), {"source": path.name})
 

@@ -103,7 +103,9 @@ def _ingest(argv: Argv) -> None:
         epilog="example: python jobs/ingest.py      (the digits of scikit-learn)",
     )  # fmt: skip
     parser.add_argument("name", nargs="?", default="digits")
-    parser.add_argument("file", nargs="?", type=Path, help="a .parquet or .csv file")
+    parser.add_argument(
+        "file", nargs="?", type=Path, help="a .parquet or .csv file, or a folder of splits"
+    )
     parser.add_argument("--root", help="storage root; else SUNDOG_ROOT, else the cluster's")
     parser.add_argument("--seed", type=int, default=0, help="of the split into train, val and test")
     arguments = parser.parse_args(argv)

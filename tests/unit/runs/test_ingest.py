@@ -42,3 +42,16 @@ def test_a_file_that_is_not_there_or_not_a_table_says_so(root, tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
     with pytest.raises(SundogError, match="cannot be read"):
         ingest_file(root, "x", tmp_path / "bad.parquet")
+
+
+def test_a_folder_has_a_file_for_each_split(root, tmp_path):
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    with pytest.raises(NotFound, match="holds no"):
+        ingest_file(root, "flowers", folder)
+    for name, rows in {"train": 5, "test": 2}.items():
+        lines = [f"{name},{i}" for i in range(rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["split,n", *lines]))
+    dataset = ingest_file(root, "flowers", folder)
+    assert {n: s.rows for n, s in dataset.splits.items()} == {"test": 2, "train": 5}
+    assert set(dataset.table("test")["split"].to_pylist()) == {"test"}
