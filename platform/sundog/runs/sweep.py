@@ -55,10 +55,11 @@ class Swept:
 def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
     """Search to the end. Raises RunError when no trial reported anything."""
     with driving(folder, "sweep", metric=spec.metric, mode=spec.mode) as done:
-        data = pin_data(folder.root, spec.run)
+        data = pin_data(folder.root, spec.run, folder.record().get("data"))
         folder.update(data=data, spec=spec.model_dump(mode="json"))
         place.check_reach(folder.root)
         place.check_fit(1, worker_resources(spec.run))
+        os.environ.update(secret_environment(spec.run))
         recipe = open_recipe(folder.root, spec.run, data, None)  # fails here, before any trial
         trials = _search(spec, folder, data)
         done |= {"trials": [_row(t) for t in trials]}

@@ -22,6 +22,7 @@ from sundog.runs.goodput import Meter
 from sundog.runs.lineage import lineage
 from sundog.runs.resize import Resize, Snapshot, decide
 from sundog.runs.worker import open_recipe, prepare, train_worker
+from sundog.spec.base import split_reference
 from sundog.spec.run import RunSpec
 from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder
@@ -49,10 +50,11 @@ class Trained:
 def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
     """Train to the end of the spec. Raises the SundogError that ended it otherwise."""
     with driving(folder, "train", steps=spec.steps) as done:
-        data = pin_data(folder.root, spec)
+        data = pin_data(folder.root, spec, folder.record().get("data"))
         folder.update(data=data, spec=spec.model_dump(mode="json"))
         place.check_reach(folder.root)
         place.check_fit(spec.workers.low, worker_resources(spec))
+        os.environ.update(secret_environment(spec))  # the recipe is built here too
         recipe = None if spec.requirements else open_recipe(folder.root, spec, data, None)
         outcome = _train(spec, folder, data)
         if outcome["state"] == "stopped":
@@ -72,12 +74,18 @@ def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
     return Trained(folder.run_id, folder.record(), version)
 
 
-def pin_data(root: Root, spec: RunSpec) -> str | None:
-    """`digits@latest` -> `digits@3`: the version that this run reads, now and when it resumes."""
+def pin_data(root: Root, spec: RunSpec, before: str | None = None) -> str | None:
+    """`digits@latest` -> `digits@3`: the version that this run reads, now and when it resumes.
+
+    `before` is what it read until now: a newer version of the same data set does not replace it.
+    """
     from sundog.storage.datasets import open_dataset
 
     if spec.data is None:
         return None
+    name, word = split_reference(spec.data)
+    if before and word == "latest" and split_reference(before)[0] == name:
+        return before
     try:
         return open_dataset(root, spec.data).ref
     except NotFound as error:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from toy import toy_spec
+
+from sundog.errors import NotFound, SpecError
+from sundog.runs.train import pin_data, secret_environment
+from sundog.storage.datasets import write_dataset
+from sundog.storage.root import open_root
+
+
+def test_a_run_that_resumes_reads_the_version_that_it_began_with(tmp_path):
+    root, spec = open_root(str(tmp_path)), toy_spec(data="points@latest")
+    with pytest.raises(NotFound, match="data: points@latest"):
+        pin_data(root, spec)
+    write_dataset(root, "points", {"train": pa.table({"x": [1]})})
+    first = pin_data(root, spec)
+    write_dataset(root, "points", {"train": pa.table({"x": [2]})})
+    assert first == "points@1"
+    assert pin_data(root, spec, first) == "points@1"
+    assert pin_data(root, spec) == "points@2"
+    assert pin_data(root, toy_spec(data="points@2"), first) == "points@2"
+    assert pin_data(root, spec, "others@1") == "points@2"
+
+
+def test_secrets_are_read_where_the_driver_runs_and_a_missing_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKEN_HERE", "hush")
+    (tmp_path / "key").write_text("quiet\n")
+    references = {"TOKEN": "env:TOKEN_HERE", "KEY": f"file:{tmp_path / 'key'}"}
+    found = secret_environment(toy_spec(env={"MODE": "fast"}, secrets=references))
+    assert found == {"MODE": "fast", "TOKEN": "hush", "KEY": "quiet"}
+    with pytest.raises(SpecError, match=r"secrets\.TOKEN: env:NOBODY is not there") as raised:
+        secret_environment(toy_spec(secrets={"TOKEN": "env:NOBODY"}))
+    assert raised.value.fix
