@@ -95,7 +95,8 @@ def follow(
     if now.state == "STOPPED":
         raise RunCancelled(f"{job_id} was cancelled")
     if now.state == "FAILED":
-        raise RunError(f"{job_id} failed: {_told(text, now.message)}")
+        why, fix = _told(text, now.message)
+        raise RunError(f"{job_id} failed: {why}", fix or f"it says more: ray job logs {job_id}")
 
 
 def cancel(
@@ -112,12 +113,15 @@ def cancel(
         clock.sleep(0.2)
 
 
-def _told(text: str, message: str) -> str:
-    """What the job itself said went wrong, else what Ray says."""
-    for line in reversed(text.splitlines()):
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
-    return (message.strip().splitlines() or ["no message"])[0]
+def _told(text: str, message: str) -> tuple[str, str]:
+    """What the job itself said went wrong and what to do, else what Ray says."""
+    lines = text.splitlines()
+    for i in range(len(lines) - 1, -1, -1):
+        if lines[i].startswith("error: "):
+            after = "".join(lines[i + 1 : i + 2])
+            fix = after.strip() if after.startswith("  ") else ""
+            return lines[i].removeprefix("error: "), fix
+    return (message.strip().splitlines() or ["no message"])[0], ""
 
 
 @contextmanager
