@@ -16,6 +16,7 @@ from sundog.cli.checkup import examine
 from sundog.cli.connection import DEFAULT_GATEWAY, endpoints, home
 from sundog.cli.output import Json, Output
 from sundog.errors import ClusterError, SpecError
+from sundog.rayapi.local import read_record
 
 _SCHEMAS: dict[str, Any] = {
     "run": specs.RunSpec,
@@ -122,8 +123,9 @@ def up(
     from sundog.cli.demo import Demo
     from sundog.rayapi.local import LocalRay, remove_record, write_record, write_token
 
-    running = endpoints() if not root else None
-    if running is not None and running.pid:
+    # Not what the environment says: after `eval "$(sundog env)"` this folder's is still the same.
+    running = read_record(home())
+    if running is not None:
         raise ClusterError(
             f"a Sundog is already up in {home()}: Ray at {running.dashboard}, pid {running.pid}",
             'use it with eval "$(sundog env)", stop it with Ctrl-C where it runs, '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sundog.errors import AlreadyExists
+from sundog.errors import AlreadyExists, SundogError
 
 RECIPE = '''"""A recipe: what to train. Sundog owns the loop, the order of samples and the randomness."""
 
@@ -95,7 +95,12 @@ def write(folder: Path) -> list[Path]:
             f"{folder}: {', '.join(there)} already there, left as they are",
             "choose an empty folder: sundog init my-model",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in FILES.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise SundogError(
+            f"{folder} cannot be written: {error.strerror}", "name a folder of your own"
+        ) from None
     return [folder / name for name in FILES]

@@ -24,7 +24,7 @@ import httpx
 import psutil
 
 from sundog.clock import WALL
-from sundog.errors import ClusterError
+from sundog.errors import ClusterError, FormatTooNew
 
 _START_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1
@@ -270,12 +270,16 @@ def write_record(home: Path, endpoints: Endpoints) -> None:
 
 
 def read_record(home: Path) -> Endpoints | None:
-    """The Sundog that `sundog up` started in this folder, if it still runs."""
+    """The Sundog that `sundog up` started in this folder, if it still runs. FormatTooNew."""
     try:
         data = json.loads(record_path(home).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    data.pop("format", None)
+    if data.pop("format", 1) != 1:
+        raise FormatTooNew(
+            f"{record_path(home)} was written by a later Sundog than this one, which reads format 1",
+            "use the Sundog that started it, or another folder: SUNDOG_HOME=./.sundog-2",
+        )
     endpoints = Endpoints(**data)
     try:
         alive = "ray" in " ".join(psutil.Process(endpoints.pid).cmdline())

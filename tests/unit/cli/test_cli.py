@@ -131,6 +131,37 @@ def test_init_scaffolds_once_and_never_overwrites(
     assert (nowhere / "mine" / "run.yaml").read_text() == "my own words"
 
 
+def test_init_into_a_file_is_refused(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (nowhere / "mine").write_text("a file")
+    code, _, err = run(capsys, "init", "mine")
+    assert code == 1
+    assert "mine cannot be written" in err
+
+
+def test_up_is_refused_where_one_is_up_whatever_the_environment_says(
+    nowhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sundog.cli import machine
+    from sundog.rayapi.local import Endpoints, write_record
+
+    there = Endpoints("127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3", "", "", pid=4)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", there.dashboard)
+    monkeypatch.setattr(machine, "read_record", lambda home: there)
+    for options in ([], ["--root", (nowhere / "root").as_uri()]):
+        code, _, err = run(capsys, "up", *options)
+        assert code == 1
+        assert "already up" in err
+        assert "SUNDOG_HOME" in err
+    monkeypatch.undo()
+    write_record(nowhere / ".sundog", there)
+    record = nowhere / ".sundog" / "up.json"
+    record.write_text(record.read_text().replace('"format": 1', '"format": 2'))
+    monkeypatch.setenv("SUNDOG_HOME", str(nowhere / ".sundog"))
+    code, _, err = run(capsys, "up")
+    assert code == 1
+    assert "later Sundog" in err
+
+
 def test_what_init_writes_is_valid(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sundog.control.serve_files import read_services
     from sundog.spec import RunSpec, load
