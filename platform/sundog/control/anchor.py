@@ -42,6 +42,7 @@ def service(args: dict[str, Any]) -> Any:
 def check(args: dict[str, Any]) -> ServiceSpec:
     """The spec in `args`, its model looked up, so that `serve status` says at once what is wrong."""
     from sundog.rayapi.kv import get_config
+    from sundog.runs.place import check_reach
     from sundog.storage.models import Registry
     from sundog.storage.root import open_root
 
@@ -49,6 +50,7 @@ def check(args: dict[str, Any]) -> ServiceSpec:
     spec = validate(args, ServiceSpec, f"args of service {name or '?'}", {})
     if "--v" in spec.service or spec.service == GATEWAY_APP:
         raise SpecError(f"{spec.service!r} cannot be a service's name", "choose another one")
-    root = spec.root or os.environ.get("SUNDOG_ROOT") or (get_config() or {}).get("root")
-    Registry(open_root(root)).get(spec.model)
+    root = open_root(spec.root or os.environ.get("SUNDOG_ROOT") or (get_config() or {}).get("root"))
+    check_reach(root)
+    Registry(root).get(spec.model)
     return spec

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 
-from sundog.errors import ClusterError, RunError, StorageUnavailable
-from sundog.storage.root import Root, open_root
+from sundog.errors import ClusterError, RunError
+from sundog.storage.root import Root, open_root, require_shared
 
 
 def connect() -> None:
@@ -52,11 +52,7 @@ def check_reach(root: Root) -> None:
 
     hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if root.is_local and len(hosts) > 1 and len(machines) > 1:
-        raise StorageUnavailable(
-            f"{root.url} is a folder of one machine, this cluster has {len(machines)}",
-            "set SUNDOG_ROOT=s3://bucket/prefix, which every machine can reach",
-        )
+    require_shared(root, min(len(hosts), len(machines)))
 
 
 def check_fit(workers: int, resources: dict[str, float]) -> None:

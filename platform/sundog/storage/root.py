@@ -245,7 +245,7 @@ def require_shared(root: Root, num_hosts: int) -> None:
     """Refuse a root that the other hosts of a cluster cannot see."""
     if root.is_local and num_hosts > 1:
         raise StorageUnavailable(
-            f"{root.url} is a folder of one machine, and this cluster has {num_hosts} hosts: "
+            f"{root.url} is a folder of one machine, this cluster has {num_hosts} hosts: "
             "the others would not find what one of them writes",
             fix="use a root that all hosts reach: SUNDOG_ROOT=s3://bucket/prefix",
         )
