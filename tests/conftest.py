@@ -1,8 +1,11 @@
-"""What every test gets: no test reads or writes the home folder's Ray token, or finds a foreign Ray."""
+"""What every test gets: no test reads the home folder's Ray token, or finds a foreign Ray."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,15 +15,24 @@ from hypothesis import settings
 settings.register_profile("sundog", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("sundog")
 
+_FOREIGN = (
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS",
+    "SUNDOG_ROOT", "SUNDOG_GATEWAY", "SUNDOG_STORE", "SUNDOG_RUN_ID",
+)  # fmt: skip
 
-@pytest.fixture(autouse=True, scope="session")
-def isolated_environment(tmp_path_factory: pytest.TempPathFactory):
-    """A home of its own, one token for every Ray of this session, and no address to inherit."""
-    home = tmp_path_factory.mktemp("home")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of its own and one token for every Ray of this session.
+
+    Here and not in a fixture: Ray reads these once, when the first test module imports it.
+    """
+    home = Path(tempfile.mkdtemp(prefix="sundog-tests-"))
+    config.stash[_HOME] = home
     token = home / "token"
     token.write_text("0" * 64)
     token.chmod(0o600)
-    before = dict(os.environ)
+    for name in _FOREIGN:
+        os.environ.pop(name, None)
     os.environ.update(
         HOME=str(home),
         RAY_AUTH_MODE="token",
@@ -29,9 +41,10 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory):
         # Ray on loopback only, as `sundog up` starts it.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     )
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS",
-                 "SUNDOG_ROOT", "SUNDOG_GATEWAY", "SUNDOG_STORE", "SUNDOG_RUN_ID"):  # fmt: skip
-        os.environ.pop(name, None)
-    yield home
-    os.environ.clear()
-    os.environ.update(before)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
+
+
+_HOME = pytest.StashKey[Path]()
