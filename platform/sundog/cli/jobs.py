@@ -118,17 +118,23 @@ def _job(
             "run this from a folder above the spec, or give --working-dir",
         )
     # A typo is found here, before anything is shipped.
-    specs.load(inside, model)
-    raise typer.Exit(_submit(kind, options, where, detach, Output(as_json)))
+    spec = specs.load(inside, model)
+    requirements = getattr(spec.run if kind == "sweep" else spec, "requirements", ())
+    raise typer.Exit(_submit(kind, options, where, requirements, detach, Output(as_json)))
 
 
-def _submit(kind: str, options: list[str], working_dir: Path, detach: bool, out: Output) -> int:
+def _submit(
+    kind: str, options: list[str], working_dir: Path, requirements: tuple[str, ...],
+    detach: bool, out: Output,
+) -> int:  # fmt: skip
     from sundog.runs import client
 
     quiet_ray()
     found = cluster()
     entrypoint = f"python -m sundog {kind} {shlex.join(options)}"
-    job_id = client.submit(entrypoint, address=found.dashboard, working_dir=str(working_dir))
+    job_id = client.submit(
+        entrypoint, address=found.dashboard, working_dir=str(working_dir), requirements=requirements
+    )
     out.say(f"submitted {job_id}: {entrypoint}")
     if detach:
         out.say(f"follow it: ray job logs --follow {job_id}")

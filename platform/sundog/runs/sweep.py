@@ -18,7 +18,7 @@ from sundog.runs import place
 from sundog.runs.checkpoint import Checkpoints
 from sundog.runs.driver import driving, interruptible, say
 from sundog.runs.lineage import lineage
-from sundog.runs.train import pin_data, secret_environment, worker_resources
+from sundog.runs.train import driver_recipe, pin_data, secret_environment, worker_resources
 from sundog.runs.trial import run_trial
 from sundog.runs.worker import open_recipe
 from sundog.spec.run import RunSpec
@@ -60,14 +60,13 @@ def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
         place.check_reach(folder.root)
         place.check_fit(1, worker_resources(spec.run))
         os.environ.update(secret_environment(spec.run))
-        recipe = open_recipe(folder.root, spec.run, data, None)  # fails here, before any trial
+        driver_recipe(folder.root, spec.run, data, registers=True)  # fails here, before any trial
         trials = _search(spec, folder, data)
         done |= {"trials": [_row(t) for t in trials]}
         best = _best(trials, spec)
         for line in table(trials, best, spec):
             say(folder, line)
         done |= {"metrics": best.metrics, "best": best.name, "params": best.params}
-        del recipe
         version = _register(spec, folder, data, best)
         if version is not None:
             done["model"] = version.ref

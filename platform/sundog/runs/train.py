@@ -5,6 +5,7 @@ Drives; the arithmetic is `loop.py`'s and what a worker does is `worker.py`'s.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sundog import telemetry
 from sundog.clock import WALL
-from sundog.errors import NotFound, RunError, SpecError, SundogError
+from sundog.errors import NotFound, RecipeError, RunError, SpecError, SundogError
 from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
 from sundog.runs.checkpoint import Checkpoints
@@ -55,7 +56,8 @@ def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
         place.check_reach(folder.root)
         place.check_fit(spec.workers.low, worker_resources(spec))
         os.environ.update(secret_environment(spec))  # the recipe is built here too
-        recipe = None if spec.requirements else open_recipe(folder.root, spec, data, None)
+        # Fails here, before any worker starts, and not after hours when the model is registered.
+        recipe = driver_recipe(folder.root, spec, data)
         outcome = _train(spec, folder, data)
         if outcome["state"] == "stopped":
             done |= {"step": outcome["step"], "metrics": outcome["metrics"]}
@@ -67,7 +69,6 @@ def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
             done |= {"step": outcome["step"], "metrics": outcome["metrics"]}
             raise failed(outcome)
         done |= {"step": outcome["step"], "steps": outcome["step"], "metrics": outcome["metrics"]}
-        recipe = recipe or open_recipe(folder.root, spec, data, None)
         version = _register(spec, folder, data, recipe, outcome["metrics"])
         if version is not None:
             done["model"] = version.ref
@@ -92,6 +93,23 @@ def pin_data(root: Root, spec: RunSpec, before: str | None = None) -> str | None
         raise NotFound(
             f"data: {spec.data}: {error.message}",
             error.fix or "write it first: ray job submit … -- python jobs/ingest.py",
+        ) from None
+
+
+def driver_recipe(root: Root, spec: RunSpec, data: str | None, registers: bool = False) -> Any:
+    """The recipe on the driver, which registers what it makes; None where only workers need it."""
+    if spec.requirements and spec.register_ is None and not registers:
+        return None
+    try:
+        return open_recipe(root, spec, data, None)
+    except RecipeError as error:
+        if not spec.requirements or "requirements:" not in error.fix:
+            raise
+        pip = json.dumps({"pip": list(spec.requirements)})
+        raise RecipeError(
+            error.message,
+            "the driver needs the spec's requirements too: `sundog train` brings them, or: "
+            f"ray job submit --runtime-env-json '{pip}' …",
         ) from None
 
 

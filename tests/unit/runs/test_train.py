@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from toy import toy_spec
 
-from sundog.errors import NotFound, SpecError
-from sundog.runs.train import pin_data, secret_environment
+from sundog.errors import NotFound, RecipeError, SpecError
+from sundog.runs.train import driver_recipe, pin_data, secret_environment
 from sundog.storage.datasets import write_dataset
 from sundog.storage.root import open_root
 
@@ -33,3 +33,14 @@ def test_secrets_are_read_where_the_driver_runs_and_a_missing_one_is_named(tmp_p
     with pytest.raises(SpecError, match=r"secrets\.TOKEN: env:NOBODY is not there") as raised:
         secret_environment(toy_spec(secrets={"TOKEN": "env:NOBODY"}))
     assert raised.value.fix
+
+
+def test_a_driver_without_the_requirements_says_so_before_it_trains(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import a_package_nobody_has\n")
+    monkeypatch.chdir(tmp_path)
+    root = open_root(str(tmp_path / "root"))
+    wanted = {"recipe": "needs_more:Mine", "requirements": ("a-package",)}
+    assert driver_recipe(root, toy_spec(**wanted), None) is None  # only the workers need it
+    with pytest.raises(RecipeError, match="a_package_nobody_has") as raised:
+        driver_recipe(root, toy_spec(**wanted, register={"as": "mine"}), None)
+    assert '{"pip": ["a-package"]}' in raised.value.fix
