@@ -138,10 +138,13 @@ def cancel(run_id: RunId, yes: Yes = False, root: RootOption = None, as_json: Js
     if not job_id:
         raise RunError(
             f"{run_id} was not started as a Ray job, so there is nothing to ask to stop",
-            f"stop the process that runs it ({record.get('holder', 'unknown')})",
+            f"stop the process that runs it ({record.get('holder') or 'none yet'})",
         )
     confirm(f"Cancel {run_id}?", yes)
     client.cancel(job_id, address=cluster().dashboard)
+    if folder.driver() is None and folder.record().get("state") == "running":
+        # Its driver was killed before it could say how it ended.
+        folder.update(state="cancelled", ended_s=WALL.now_s(), message=f"{run_id} was cancelled")
     out.say(f"cancelled {run_id}; resume it with --run-id {run_id}")
     out.data({"run_id": run_id, "job_id": job_id, "state": "cancelled"})
 

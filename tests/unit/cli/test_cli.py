@@ -210,3 +210,52 @@ def test_a_run_is_shown_with_its_data_and_the_model_it_registered(
     assert code == 0
     assert "points@2" in out
     assert "curve@7" in out
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """What was submitted or cancelled, with nobody there to do it."""
+    from sundog.cli import connection, jobs
+    from sundog.rayapi.local import Endpoints
+    from sundog.runs import client
+
+    calls: list[dict[str, object]] = []
+    there = Endpoints("127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3", "", "")
+    for module in (connection, jobs):
+        monkeypatch.setattr(module, "cluster", lambda: there)
+    monkeypatch.setattr(jobs, "quiet_ray", lambda: None)
+    monkeypatch.setattr(client, "submit", lambda what, **more: calls.append({"do": what, **more}))
+    monkeypatch.setattr(client, "cancel", lambda what, **more: calls.append({"do": what, **more}))
+    return calls
+
+
+def test_a_submitted_job_brings_its_requirements(
+    nowhere: Path, capsys: pytest.CaptureFixture[str], submitted: list[dict[str, object]]
+) -> None:
+    run_yaml = "run: a\nrecipe: b:C\nsteps: 5\nrequirements: [einops]\n"
+    (nowhere / "run.yaml").write_text(run_yaml)
+    inner = "".join(f"  {line}\n" for line in run_yaml.splitlines())
+    (nowhere / "sweep.yaml").write_text(
+        f"sweep: s\nrun:\n{inner}space: {{lr: {{choice: [1]}}}}\nmetric: m\n"
+    )
+    for kind, file in (("train", "run.yaml"), ("sweep", "sweep.yaml")):
+        assert run(capsys, kind, file, "--detach")[0] == 0
+        assert submitted[-1]["do"] == f"python -m sundog {kind} {file}"
+        assert submitted[-1]["requirements"] == ("einops",)
+
+
+def test_a_run_whose_driver_was_killed_can_be_cancelled(
+    nowhere: Path, capsys: pytest.CaptureFixture[str], submitted: list[dict[str, object]]
+) -> None:
+    from sundog.storage.root import open_root
+    from sundog.storage.runs import new_run
+
+    root = (nowhere / "root").as_uri()
+    folder = new_run(open_root(root), "curve")
+    folder.update(state="running", job_id="job-7")
+    assert run(capsys, "runs", "cancel", "curve-1", "--yes", "--root", root)[0] == 0
+    assert submitted[-1]["do"] == "job-7"
+    assert folder.record()["state"] == "cancelled"
+    code, _, err = run(capsys, "runs", "cancel", "curve-1", "--yes", "--root", root)
+    assert code == 1
+    assert "is not running" in err
