@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +73,7 @@ def ingest(
         str | None, typer.Argument(help="A Parquet or CSV file, or a folder with one per split.")
     ] = None,
     root: Root = None,
+    as_json: Json = False,
 ) -> None:
     """Write a data set once, as Parquet, into the storage root.
 
@@ -79,9 +82,17 @@ def ingest(
     """
     from sundog.cli.connection import storage_root
     from sundog.runs import jobs
+    from sundog.storage.datasets import open_dataset
 
-    arguments = [name, *([source] if source else []), "--root", storage_root(root).url]
-    raise typer.Exit(_code(jobs.ingest, arguments))
+    where = storage_root(root)
+    arguments = [name, *([source] if source else []), "--root", where.url]
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        code = _code(jobs.ingest, arguments)
+    if code == 0 and as_json:
+        data = open_dataset(where, name)
+        rows = {split: found.rows for split, found in data.splits.items()}
+        Output(as_json).data({"data": data.ref, "rows": rows})
+    raise typer.Exit(code)
 
 
 def _code(entry: Any, arguments: list[str]) -> int:

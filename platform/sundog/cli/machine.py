@@ -86,8 +86,9 @@ def env(as_json: Json = False) -> None:
 
 def schema(
     kind: Annotated[str, typer.Argument(help="run, sweep, batch, service or cluster.")],
+    as_json: Json = False,
 ) -> None:
-    """Print the JSON Schema of a spec, so that editors complete it.
+    """Print the JSON Schema of a spec, so that editors complete it; it is JSON either way.
 
     Example: sundog schema run > .vscode/run.schema.json
     """
