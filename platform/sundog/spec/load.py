@@ -184,7 +184,8 @@ def _explain(
     elif kind == "value_error":
         message = str(context.get("error", error["msg"]))
     else:
-        message = f"{given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+        shown = "its value" if "secrets" in at else repr(given)  # it may be the secret itself
+        message = f"{shown}: {error['msg'][:1].lower()}{error['msg'][1:]}"
     where = f"{name}:{line}: {_dotted(at)}: " if at else f"{name}:{line}: "
     return f"{where}{message}" + (f"\n  {fix}" if fix else "")
 

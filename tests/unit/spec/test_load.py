@@ -70,9 +70,11 @@ def test_a_bad_value_says_what_to_write(line: str, hint: str) -> None:
     assert hint in fault(GOOD + line + "\n")
 
 
-def test_a_secret_is_never_echoed() -> None:
-    said = fault(GOOD + "secrets: {TOKEN: hunter2}\n")
-    assert "TOKEN" in said
+@pytest.mark.parametrize("written", ["{TOKEN: hunter2}", "{TOKEN: [hunter2]}", "hunter2"])
+def test_a_secret_is_never_echoed(written: str) -> None:
+    said = fault(GOOD + f"secrets: {written}\n")
+    assert "spec.yaml:" in said
+    assert "secrets" in said
     assert "hunter2" not in said
 
 
