@@ -267,3 +267,60 @@ def test_a_run_whose_driver_was_killed_can_be_cancelled(
     code, _, err = run(capsys, "runs", "cancel", "curve-1", "--yes", "--root", root)
     assert code == 1
     assert "is not running" in err
+
+
+def test_a_model_from_elsewhere_is_imported_verified_and_deleted_only_when_unused(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sundog.storage.models import Registry
+    from sundog.storage.root import open_root
+
+    root = (nowhere / "root").as_uri()
+    (nowhere / "rules").mkdir()
+    (nowhere / "rules" / "rules.py").write_text("class Model:\n    predict = dict\n")
+    tensor = "[{name: x, datatype: FP32, shape: [-1, 2]}]"
+    (nowhere / "signature.yaml").write_text(f"inputs: {tensor}\noutputs: {tensor}\n")
+    given = ["models", "import", "rules", "rules", "--root", root]
+    code, _, err = run(capsys, *given)
+    assert code == 2
+    assert "--entry module:Class" in err
+    given += ["--entry", "rules:Model", "--signature", "signature.yaml"]
+    assert run(capsys, *given, "--alias", "champion")[0] == 0
+    assert run(capsys, *given)[0] == 0
+    delete = ["models", "delete", "rules@1", "--yes", "--root", root]
+    registry = Registry(open_root(root))
+    registry.hold("rules", 1, "service:rules")
+    code, _, err = run(capsys, *delete)
+    assert code == 1
+    assert "service:rules needs it" in err
+    assert "undeploy" in err
+    registry.release("rules", 1, "service:rules")
+    code, _, err = run(capsys, *delete)
+    assert code == 1
+    assert "models alias rules champion" in err
+    assert run(capsys, "models", "alias", "rules", "champion", "2", "--root", root)[0] == 0
+    assert run(capsys, *delete)[0] == 0
+    [stored] = (nowhere / "root" / registry.get("rules@2").files_at).iterdir()
+    stored.write_text(stored.read_text().replace("dict", "list"))
+    code, _, err = run(capsys, "models", "verify", "rules@champion", "--root", root)
+    assert code == 1
+    assert "is damaged" in err
+
+
+def test_logs_are_of_one_rank_or_of_all_and_followed_to_the_end(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sundog.storage.root import open_root
+    from sundog.storage.runs import new_run
+
+    root = (nowhere / "root").as_uri()
+    folder = new_run(open_root(root), "curve")
+    for rank in (0, 1):
+        folder.append_log(rank, f"I am {rank}\n")
+    folder.update(state="finished")
+    logs = ["logs", "curve-1", "--root", root]
+    assert run(capsys, *logs)[1] == "[0] I am 0\n[1] I am 1\n"
+    assert run(capsys, *logs, "--follow", "--rank", "1")[1] == "I am 1\n"
+    code, _, err = run(capsys, *logs, "--rank", "7")
+    assert code == 1
+    assert "no logs of rank 7" in err
