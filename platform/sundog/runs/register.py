@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sundog.errors import RunError
+from sundog.errors import Conflict, RunError
 from sundog.runs.recipe import blamed
 from sundog.spec.run import RegisterRule
 
 if TYPE_CHECKING:
     from sundog.runs.checkpoint import Checkpoint
-    from sundog.storage.models import ModelVersion
+    from sundog.storage.models import ModelVersion, Registry
     from sundog.storage.root import Root
 
 
@@ -26,15 +26,19 @@ def register(
     checkpoint: Checkpoint,
     metrics: dict[str, float],
     lineage: dict[str, Any],
-) -> tuple[ModelVersion | None, str]:
-    """The new version, or None and why not. RecipeError when the model cannot be rebuilt."""
+) -> tuple[ModelVersion | None, str | None, str]:
+    """The new version, the alias that names it now, and why; no version: why not.
+
+    An alias does not move to a version that is worse by the rule's own metric. RecipeError when the
+    model cannot be rebuilt.
+    """
     from sundog.runs.saver import unpack
     from sundog.storage.models import Registry
     from sundog.storage.programs import export_program
 
     good, why = rule.admits(metrics)
     if not good:
-        return None, why
+        return None, None, why
     with blamed("recipe: model()"):
         model = recipe.model()
     try:
@@ -53,6 +57,25 @@ def register(
             signature = export_program(model, inputs, path)
         version = Registry(root).register(
             rule.as_, {"model.pt2": path}, kind="torch-export", signature=signature,
-            metrics=metrics, lineage=lineage, alias=rule.alias,
+            metrics=metrics, lineage=lineage,
         )  # fmt: skip
-    return version, why
+    alias, moved = _point(Registry(root), rule, version)
+    return version, alias, f"{why}{moved}"
+
+
+def _point(registry: Registry, rule: RegisterRule, version: ModelVersion) -> tuple[str | None, str]:
+    """Move the rule's alias by compare-and-swap, unless it names a better version."""
+    if rule.alias is None:
+        return None, ""
+    while True:
+        current = registry.aliases(rule.as_).get(rule.alias)
+        if current is not None:
+            before = registry.get(f"{rule.as_}@{current}")
+            good, why = rule.not_worse(dict(version.metrics), dict(before.metrics))
+            if not good:
+                return None, f" · {rule.alias} stays {before.ref}: {why}"
+        try:
+            registry.set_alias(rule.as_, rule.alias, version.version, expect=current)
+            return rule.alias, ""
+        except Conflict:
+            continue  # somebody moved it in between: compare with theirs

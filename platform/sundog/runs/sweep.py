@@ -275,7 +275,7 @@ def _register(
     checkpoint = Checkpoints(folder.root, prefix).latest()
     if checkpoint is None:
         raise RunError(f"{best.name} left no good checkpoint to register", "run the sweep again")
-    version, why = register(
+    version, alias, why = register(
         folder.root, spec.register_, recipe, checkpoint, best.metrics,
         lineage(data=data, run_id=folder.run_id, spec=run, trial=best.name, params=best.params,
                 step=checkpoint.step),
@@ -283,9 +283,9 @@ def _register(
     if version is None:
         say(folder, f"not registered as {spec.register_.as_}: {why}")
         return None
-    alias = f" ({spec.register_.alias})" if spec.register_.alias else ""
-    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=spec.register_.alias)
-    say(folder, f"registered {version.ref}{alias} from {best.name} · {why}")
+    named = f" ({alias})" if alias else ""
+    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=alias)
+    say(folder, f"registered {version.ref}{named} from {best.name} · {why}")
     return version
 
 

@@ -273,16 +273,16 @@ def _register(
     checkpoint = Checkpoints(folder.root, f"runs/{folder.run_id}/checkpoints").latest()
     if checkpoint is None:
         raise RunError(f"{folder.run_id} has no good checkpoint to register", "train it again")
-    version, why = register(
+    version, alias, why = register(
         folder.root, spec.register_, recipe, checkpoint, metrics,
         lineage(data=data, run_id=folder.run_id, spec=spec, step=checkpoint.step),
     )  # fmt: skip
     if version is None:
         say(folder, f"not registered as {spec.register_.as_}: {why}")
         return None
-    alias = f" ({spec.register_.alias})" if spec.register_.alias else ""
-    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=spec.register_.alias)
-    say(folder, f"registered {version.ref}{alias} · {why}")
+    named = f" ({alias})" if alias else ""
+    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=alias)
+    say(folder, f"registered {version.ref}{named} · {why}")
     return version
 
 

@@ -65,6 +65,18 @@ class RegisterRule(Spec):
         }[operator]  # fmt: skip
         return good, f"{name} is {value:.4g}, the rule is {self.if_}"
 
+    def not_worse(self, metrics: dict[str, float], than: dict[str, float]) -> tuple[bool, str]:
+        """Whether an alias may move from a version with `than` to one with `metrics`, and why.
+
+        Judged by the rule's own metric: the one that says what good means. Without a rule it moves.
+        """
+        match = _RULE.fullmatch(self.if_) if self.if_ else None
+        if match is None or match[1] not in metrics or match[1] not in than:
+            return True, "no metric to compare"
+        name, new, old = match[1], metrics[match[1]], than[match[1]]
+        good = new >= old if match[2].startswith(">") else new <= old
+        return good, f"{name} {new:.4g} against {old:.4g}"
+
 
 class RunSpec(Spec):
     """`jobs/specs/*.yaml` of `jobs/train.py`."""

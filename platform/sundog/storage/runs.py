@@ -127,12 +127,15 @@ class RunFolder:
     ) -> Iterator[str]:
         """Lines of a rank's log, or of all (each with its rank in front).
 
-        `follow` goes on until the run has ended.
+        `follow` goes on until the run has ended, or nobody drives it any more.
         """
         positions: dict[str, str] = {}
         partial: dict[str, bytes] = {}
         while True:
             ended = not follow or self.record().get("state") in ENDED
+            if not ended and self.record().get("state") == "running":
+                # A driver that was killed cannot say that it ended; its lease runs out.
+                ended = self.driver() is None
             for name in [str(rank)] if rank is not None else self.ranks():
                 key = self.key(f"logs/{name}.log")
                 data, positions[name] = appended.read_from(self.root, key, positions.get(name, ""))
