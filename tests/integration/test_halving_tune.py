@@ -33,7 +33,6 @@ def climb(config):
 
 @pytest.fixture
 def two_cpus(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests

@@ -126,7 +126,15 @@ class Store:
     # -- the lease
 
     def acquire(self, holder: str, is_dead: Callable[[str], bool] = lambda _: False) -> Lease:
-        with _typed(), Session(self._engine) as session, session.begin():
+        with _typed():
+            try:
+                return self._acquire(holder, is_dead)
+            except IntegrityError:
+                # Two took the very first lease at once. The other one's row is there now.
+                return self._acquire(holder, is_dead)
+
+    def _acquire(self, holder: str, is_dead: Callable[[str], bool]) -> Lease:
+        with Session(self._engine) as session, session.begin():
             return leases.acquire(session, holder, self._clock.now_s(), is_dead)
 
     def renew(self, lease: Lease) -> None:

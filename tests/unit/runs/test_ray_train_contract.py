@@ -22,8 +22,10 @@ def test_the_controller_has_the_parts_that_are_replaced():
         "_get_run_attempt_id",
     ):
         assert callable(getattr(TrainController, name))
-    parameters = list(inspect.signature(TrainController._start_worker_group).parameters)
-    assert parameters == ["self", "num_workers", "resources_per_worker"]
+    parameters = inspect.signature(TrainController._start_worker_group).parameters
+    # Once it was made an actor in this process, Ray adds a parameter of its own for traces.
+    named = [name for name in parameters if not name.startswith("_ray_")]
+    assert named == ["self", "num_workers", "resources_per_worker"]
 
 
 def test_the_worker_group_has_the_parts_that_are_replaced():
