@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ class Runner:
             return _fault(number, "model", f"the model failed: {type(error).__name__}: {error}")
 
     def _answer(self, number: int, answer: Any) -> list[bytes | memoryview]:
+        if not isinstance(answer, Mapping):
+            return _fault(
+                number, "model",
+                f"the model answered with a {type(answer).__name__}: /infer answers whole tensors, so "
+                "predict() must return a mapping of its outputs; answers in parts are not served yet",
+            )  # fmt: skip
         tensors, body = [], []
         for spec in self._outputs:
             values = np.asarray(answer[spec["name"]])
