@@ -102,6 +102,8 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None) -> list[Trial]
         "sweep": spec.model_dump(mode="json"), "folder": folder, "data": data,
         "directory": place.working_directory(), "environment": secret_environment(spec.run),
     }  # fmt: skip
+    if spec.max_usd is not None:
+        say(folder, "max_usd is not watched yet: bound the sweep by trials or max_time")
     say(
         folder, f"{folder.run_id} · {spec.trials} trials of {spec.run.recipe}, {concurrent} at once"
     )

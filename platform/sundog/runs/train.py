@@ -147,6 +147,8 @@ def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]
     }  # fmt: skip
     if spec.max_usd is not None:
         say(folder, "max_usd is not watched here: the nodes of this cluster have no price")
+    if spec.market != "any":
+        say(folder, f"market {spec.market} is not acted on yet: the cluster's pools decide it")
     say(folder, f"{folder.run_id} · {_count(workers)} · {spec.recipe} · {data or 'own data'}")
     with Watcher(Follower(folder, channel), _LOOK_EVERY_S):
         for _ in range(_MOST_FRESH_STARTS):
