@@ -29,7 +29,7 @@ def test_a_sweep_stops_the_weak_and_registers_the_best(swept, root):  # noqa: F8
     assert any(t["state"] == "finished" for t in trials)
     assert "stopped early" in swept
     best = max(t["value"] for t in trials)
-    version = Registry(root).get("digits@champion")
+    version = Registry(root).get(record["model"])
     assert version.metrics["accuracy"] == best
     assert version.lineage["run"] == "sweep-1"
     assert version.lineage["trial"] == record["best"]
