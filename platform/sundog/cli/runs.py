@@ -170,7 +170,10 @@ def logs(
     run_id: RunId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it writes.")] = False,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="Only this worker; else the driver and all.")
+        str | None,
+        typer.Option(
+            "--rank", help="Only this worker (its number) or trial; else the driver and all."
+        ),
     ] = None,
     root: RootOption = None,
     as_json: Json = False,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sundog.spec.base import Name, Reference, Spec
+from sundog.spec.base import Name, Reference
+from sundog.spec.environment import Environment
 from sundog.spec.quantity import Range
 from sundog.spec.run import Resources
 
 
-class BatchSpec(Spec):
+class BatchSpec(Environment):
     """`jobs/specs/*.yaml` of `jobs/batch.py`."""
 
     batch: Name = Field(description="the job's name; its id is this and a number")

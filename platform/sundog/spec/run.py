@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sundog.spec.base import Name, RecipeName, Reference, Spec
+from sundog.spec.environment import Environment
 from sundog.spec.quantity import DurationS, Interval, MemoryBytes, Range, Usd
 
 Market = Literal["any", "spot-first", "spot-only", "on-demand"]
@@ -78,7 +79,7 @@ class RegisterRule(Spec):
         return good, f"{name} {new:.4g} against {old:.4g}"
 
 
-class RunSpec(Spec):
+class RunSpec(Environment):
     """`jobs/specs/*.yaml` of `jobs/train.py`."""
 
     run: Name = Field(description="the run's name; its id is this and a number")
@@ -104,11 +105,6 @@ class RunSpec(Spec):
     )
     register_: RegisterRule | None = Field(None, alias="register")
     root: str | None = Field(None, description="storage root; else SUNDOG_ROOT, else the cluster's")
-    env: dict[str, str] = Field(default_factory=dict)
-    secrets: dict[str, str] = Field(
-        default_factory=dict, description="environment variable -> reference (env:NAME, file:PATH)"
-    )
-    requirements: tuple[str, ...] = ()
 
     @field_validator("workers")
     @classmethod
@@ -119,17 +115,6 @@ class RunSpec(Spec):
             )
         if value.high is None:
             raise ValueError(f"{value} has no upper end; write {value.low}..{value.low * 4}")
-        return value
-
-    @field_validator("secrets")
-    @classmethod
-    def _references_only(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, reference in value.items():
-            if not reference.startswith(("env:", "file:")):
-                # Never echo the value: it may be the secret itself.
-                raise ValueError(
-                    f"{name}: a secret is a reference, env:NAME or file:PATH, never a value"
-                )
         return value
 
     @model_validator(mode="after")
