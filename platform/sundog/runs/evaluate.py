@@ -52,7 +52,7 @@ def evaluate(
 def _measure(
     recipe: Any, model: torch.nn.Module, data: Any, chunk: int, device: torch.device
 ) -> tuple[int, dict[str, float]]:
-    from sundog.runs.loop import to_device
+    from sundog.runs.replica import to_device
 
     rows = np.arange(chunk * _CHUNK_ROWS, min(len(data), (chunk + 1) * _CHUNK_ROWS))
     with blamed("recipe: reading the validation rows"):

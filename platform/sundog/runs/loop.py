@@ -1,14 +1,13 @@
 """The training loop: one step after the other, the same bits at any number of workers.
 
-Owns the order of work inside a run: micro-batches, randomness, evaluation, when to save. Knows
-nothing of Ray: it is given an exchange, a place for checkpoints and somebody to tell.
+Owns the order of work inside a run: which rows, when to evaluate, to save, to stop. The arithmetic is
+`replica.py`'s. Knows nothing of Ray: it is given an exchange, a place for checkpoints, somebody to tell.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,9 @@ from sundog.errors import RecipeError, RunError, StorageUnavailable
 from sundog.runs.evaluate import evaluate
 from sundog.runs.exchange import Exchange
 from sundog.runs.ledger import Entry, Plan
-from sundog.runs.recipe import blamed, fetch
-from sundog.runs.reduction import Node, partials
-from sundog.runs.sampler import fingerprint, micro_batches, mix, share
+from sundog.runs.recipe import blamed
+from sundog.runs.replica import Replica
+from sundog.runs.sampler import fingerprint, micro_batches, mix
 
 if TYPE_CHECKING:
     from sundog.runs.saver import Saver
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 # What a worker tells the others in the header of its gradient. The highest one wins.
 # YIELD hands the loop back at a step boundary with its state in memory, for the next group.
 GO_ON, SAVE, YIELD, STOP, FAILED = 0, 1, 2, 3, 4
-_INIT, _EVAL = -1, -2  # pseudo-steps that key the randomness of the first weights and of evaluation
+_EVAL = -2  # the pseudo-step that keys the randomness of evaluation
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Loop:
         self.sampler = self.plan.sampler
         self.steps = spec.steps or self.sampler.steps_in(spec.epochs or 1)
         self.val = optional_split(recipe, "val")
-        self._build()
+        self.replica = Replica(spec, recipe, self.plan, self.train, self.device)
 
     # --- setting up -----------------------------------------------------------------------------
 
@@ -106,31 +105,13 @@ class Loop:
         else:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def _build(self) -> None:
-        torch.manual_seed(mix(self.spec.seed, _INIT, 0))
-        with blamed("recipe: model()"):
-            self.model = self.recipe.model().to(self.device)
-        if self.spec.exact:
-            refuse_inexact(self.model)
-        self.params = [p for p in self.model.parameters() if p.requires_grad]
-        if not self.params:
-            raise RecipeError("recipe: model() has no parameter that can be trained")
-        if any(p.dtype != torch.float32 for p in self.params):
-            raise RecipeError(
-                "recipe: model() has parameters that are not float32",
-                "keep them in float32 and set precision: bf16 in the spec for fast arithmetic",
-            )
-        with blamed("recipe: optimizer()"):
-            self.optimizer = self.recipe.optimizer(iter(self.params))
-        size = sum(p.numel() for p in self.params)
-        self._leaf = torch.zeros(size, device=self.device)
-        offset = 0
-        for p in self.params:
-            # Gradients land in one flat buffer: it is what is summed and sent.
-            p.grad = self._leaf[offset : offset + p.numel()].view_as(p)
-            offset += p.numel()
-        self._slots: list[torch.Tensor] = []
-        self._spare: dict[int, torch.Tensor] = {}
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.replica.model
+
+    @property
+    def params(self) -> list[torch.nn.Parameter]:
+        return self.replica.params
 
     # --- joining a group ------------------------------------------------------------------------
 
@@ -138,9 +119,7 @@ class Loop:
         """Agree with the group on where the run stands: the furthest worker's memory wins, else the
         last good checkpoint, else the beginning. Called again with every new group."""
         self.exchange = exchange
-        share_size = len(partials(self.plan.count, *share(self.plan.count, *self._place)))
-        width = self._leaf.numel() + 1  # the loss is summed with the gradient
-        self._slots = [torch.zeros(width, device=self.device) for _ in range(share_size)]
+        self.replica.seat(exchange.world, exchange.rank)
         plans = exchange.gather((self.step, vars(self.plan)))
         if any(plan != vars(self.plan) for _, plan in plans):
             raise RunError(
@@ -183,8 +162,7 @@ class Loop:
         """A copy of the state between two steps, on the CPU."""
         return {
             "step": self.step,
-            "model": _copied(self.model.state_dict()),
-            "optimizer": _copied(self.optimizer.state_dict()),
+            **self.replica.state(),
             "metrics": dict(self.metrics),
             "segments": list(self.segments),
             "entries": [(e.step, list(e.prints)) for e in self.entries],
@@ -192,22 +170,14 @@ class Loop:
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Go on from a snapshot. RunError when it is another model's."""
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(
-                f"the checkpoint of step {state.get('step')} is of another model: "
-                f"{str(error).splitlines()[0]}",
-                "start a new run (--run-id), or put the recipe back as it was",
-            ) from None
+        self.replica.load(state)
         self.step = int(state["step"])
         self.metrics = dict(state["metrics"])
         self.segments = list(state["segments"])
         self.entries = [Entry(s, tuple(p)) for s, p in state["entries"]]
 
     def _check_repeatable(self) -> None:
-        values = {float(self._loss(0, 0, torch.no_grad())) for _ in range(2)}
+        values = {float(self.replica.loss(0, 0, mode=torch.no_grad())) for _ in range(2)}
         if len(values) > 1 and not any(math.isnan(v) for v in values):
             raise RecipeError(
                 "the recipe's loss differs between two calls with the same batch and randomness",
@@ -250,11 +220,11 @@ class Loop:
         flag = FAILED if self._failure else self.asked()
         if not self._failure:
             try:
-                self._compute(indices, start)
+                self.replica.compute(self.step, indices, start)
             except (RecipeError, ArithmeticError) as error:
                 self._failure, flag = error, FAILED
         total, headers = self.exchange.sum(
-            self.plan.count, self._slots, (fingerprint(indices), flag)
+            self.plan.count, self.replica.slots, (fingerprint(indices), flag)
         )
         flag = max(h[1] for h in headers)
         loss = float(total[-1]) / self.plan.count
@@ -262,63 +232,9 @@ class Loop:
             self._failure = _diverged(self.step, loss)
             flag = FAILED
         if flag < YIELD:
-            self._apply(total)
+            self.replica.apply(total)
             self.entries.append(Entry(self.step, tuple(h[0] for h in headers)))
         return loss, flag
-
-    def _compute(self, indices: Any, first_row: int) -> None:
-        """This worker's partial sums, each a whole subtree of the tree over micro-batches."""
-        world, rank = self._place
-        size = self.plan.batch // self.plan.count
-        start, stop = share(self.plan.count, world, rank)
-        self._rows = {
-            m: indices[m * size - first_row : (m + 1) * size - first_row]
-            for m in range(start, stop)
-        }
-        for slot, node in zip(self._slots, partials(self.plan.count, start, stop), strict=True):
-            self._subtree(node, slot, 0)
-
-    def _subtree(self, node: Node, out: torch.Tensor, depth: int) -> None:
-        if node.leaf:
-            self._leaf.zero_()
-            loss = self._loss(self.step, node.start)
-            with blamed("recipe: backward of loss()"):
-                loss.backward()  # type: ignore[no-untyped-call]
-            out[:-1] = self._leaf
-            out[-1] = loss.detach()
-            return
-        left, right = node.children()
-        if depth not in self._spare:
-            self._spare[depth] = torch.zeros_like(out)
-        self._subtree(left, out, depth + 1)
-        self._subtree(right, self._spare[depth], depth + 1)
-        out += self._spare[depth]
-
-    def _loss(
-        self, step: int, micro: int, mode: AbstractContextManager[Any] | None = None
-    ) -> torch.Tensor:
-        size = self.plan.batch // self.plan.count
-        rows = getattr(self, "_rows", {}).get(micro) if mode is None else None
-        if rows is None:
-            rows = self.sampler.indices(step, micro * size, (micro + 1) * size)
-        with blamed("recipe: reading dataset('train')"):
-            batch = to_device(fetch(self.train, rows), self.device)
-        key = mix(self.spec.seed, step, micro)
-        torch.manual_seed(key)
-        rng = torch.Generator(self.device).manual_seed(key ^ 1)
-        with blamed("recipe: loss()"), mode or nullcontext(), autocast(self.spec, self.device):
-            loss = self.recipe.loss(self.model, batch, rng)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise RecipeError(
-                f"recipe: loss() returned {_shape(loss)}, not a scalar",
-                "return the mean over the batch",
-            )
-        return loss.reshape(()).float()
-
-    def _apply(self, total: torch.Tensor) -> None:
-        torch.div(total[:-1], self.plan.count, out=self._leaf)
-        with blamed("recipe: the optimizer's step"):
-            self.optimizer.step()
 
     # --- what happens between steps -------------------------------------------------------------
 
@@ -399,17 +315,6 @@ class Loop:
         return Outcome("finished", self.step, self.metrics)
 
 
-def refuse_inexact(model: torch.nn.Module) -> None:
-    """RecipeError for layers whose result depends on how a batch is cut over workers."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            raise RecipeError(
-                f"exact mode refuses {type(module).__name__} ({name}): its statistics depend on which "
-                "worker saw which rows",
-                "use GroupNorm or LayerNorm, or set exact: false in the spec",
-            )
-
-
 def optional_split(recipe: Any, split: str) -> Any:
     """A split's rows, or None where the recipe has none of that name."""
     try:
@@ -426,39 +331,11 @@ def optional_split(recipe: Any, split: str) -> Any:
         return None
 
 
-def autocast(spec: RunSpec, device: torch.device) -> AbstractContextManager[Any]:
-    if spec.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    if device.type == "cpu":
-        return batch
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
 def _count(spec: RunSpec) -> int:
     try:
         return micro_batches(spec.batch, spec.micro_batch, spec.workers.high or 1)
     except ValueError as error:
         raise RunError(str(error), "make batch larger, or workers fewer") from None
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {k: _copied(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(v) for v in value)
-    return value
 
 
 def _diverged(step: int, loss: float) -> RunError:
@@ -472,11 +349,3 @@ def _fault(error: BaseException | None) -> tuple[str, str]:
     if error is None:
         return "", ""
     return str(getattr(error, "message", error)), str(getattr(error, "fix", ""))
-
-
-def _shape(value: Any) -> str:
-    return (
-        f"a tensor of shape {list(value.shape)}"
-        if isinstance(value, torch.Tensor)
-        else repr(value)[:60]
-    )

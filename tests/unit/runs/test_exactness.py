@@ -110,8 +110,7 @@ def test_any_schedule_of_world_sizes_in_one_process(splits):
             for rank in range(world):
                 for node in partials(count, *share(count, world, rank)):
                     slot = torch.zeros_like(slots[0])
-                    self.loop._rows = {}
-                    self.loop._subtree(node, slot, 0)
+                    self.loop.replica.subtree(self.loop.step, node, slot, {})
                     known[node] = slot
             return add_up(Node(0, count), known, torch.add), [list(header)]
 

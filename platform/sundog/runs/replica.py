@@ -1,0 +1,208 @@
+"""A whole copy of the model in one process: losses and gradients of micro-batches, one step of the
+optimizer, and the state as plain values.
+
+Owns the arithmetic and its randomness. Which rows a step has, who else holds a copy and when to save
+are the loop's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sundog.errors import RecipeError, RunError
+from sundog.runs.recipe import blamed, fetch
+from sundog.runs.reduction import Node, partials
+from sundog.runs.sampler import mix, share
+
+if TYPE_CHECKING:
+    from sundog.runs.ledger import Plan
+    from sundog.spec.run import RunSpec
+
+_INIT = -1  # the pseudo-step that keys the randomness of the first weights
+
+
+class Replica:
+    """Model, optimizer and gradients; `slots` are this worker's partial sums, loss in the last place."""
+
+    def __init__(
+        self, spec: RunSpec, recipe: Any, plan: Plan, train: Any, device: torch.device
+    ) -> None:
+        self.spec, self.recipe, self.plan, self.train = spec, recipe, plan, train
+        self.device = device
+        self.slots: list[torch.Tensor] = []
+        self._spare: dict[int, torch.Tensor] = {}
+        self.model = first_model(spec, recipe).to(device)
+        if spec.exact:
+            refuse_inexact(self.model)
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        check_parameters(self.params)
+        with blamed("recipe: optimizer()"):
+            self.optimizer = recipe.optimizer(iter(self.params))
+        size = sum(p.numel() for p in self.params)
+        self._leaf = torch.zeros(size, device=device)
+        offset = 0
+        for p in self.params:
+            # Gradients land in one flat buffer: it is what is summed and sent.
+            p.grad = self._leaf[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+
+    def seat(self, world: int, rank: int) -> None:
+        """Take place `rank` in a group of `world`: room for that place's partial sums."""
+        own = len(partials(self.plan.count, *share(self.plan.count, world, rank)))
+        width = self._leaf.numel() + 1  # the loss is summed with the gradient
+        self.slots = [torch.zeros(width, device=self.device) for _ in range(own)]
+        self._seat = world, rank
+
+    def compute(self, step: int, indices: Any, first_row: int) -> None:
+        """This worker's partial sums, each a whole subtree of the tree over micro-batches.
+
+        `indices` are its rows of the step's batch, the first of which is row `first_row` of it.
+        """
+        size = self.plan.batch // self.plan.count
+        start, stop = share(self.plan.count, *self._seat)
+        rows = {
+            m: indices[m * size - first_row : (m + 1) * size - first_row]
+            for m in range(start, stop)
+        }
+        nodes = partials(self.plan.count, start, stop)
+        for slot, node in zip(self.slots, nodes, strict=True):
+            self.subtree(step, node, slot, rows)
+
+    def subtree(
+        self, step: int, node: Node, out: torch.Tensor, rows: Mapping[int, Any], depth: int = 0
+    ) -> None:
+        """Sum gradient and loss of the micro-batches under `node` into `out`, in the tree's order."""
+        if node.leaf:
+            self._leaf.zero_()
+            loss = self.loss(step, node.start, rows.get(node.start))
+            with blamed("recipe: backward of loss()"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            out[:-1] = self._leaf
+            out[-1] = loss.detach()
+            return
+        left, right = node.children()
+        if depth not in self._spare:
+            self._spare[depth] = torch.zeros_like(out)
+        self.subtree(step, left, out, rows, depth + 1)
+        self.subtree(step, right, self._spare[depth], rows, depth + 1)
+        out += self._spare[depth]
+
+    def loss(
+        self, step: int, micro: int, rows: Any = None,
+        mode: AbstractContextManager[Any] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The loss of one micro-batch, with the randomness that is its own. RecipeError."""
+        if rows is None:
+            size = self.plan.batch // self.plan.count
+            rows = self.plan.sampler.indices(step, micro * size, (micro + 1) * size)
+        with blamed("recipe: reading dataset('train')"):
+            batch = to_device(fetch(self.train, rows), self.device)
+        key = mix(self.spec.seed, step, micro)
+        torch.manual_seed(key)
+        rng = torch.Generator(self.device).manual_seed(key ^ 1)
+        with blamed("recipe: loss()"), mode or nullcontext(), autocast(self.spec, self.device):
+            loss = self.recipe.loss(self.model, batch, rng)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise RecipeError(
+                f"recipe: loss() returned {_shape(loss)}, not a scalar",
+                "return the mean over the batch",
+            )
+        return loss.reshape(()).float()
+
+    def apply(self, total: torch.Tensor) -> None:
+        """One step of the optimizer with the sum over all micro-batches."""
+        torch.div(total[:-1], self.plan.count, out=self._leaf)
+        with blamed("recipe: the optimizer's step"):
+            self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """A copy of what a step changes, on the CPU."""
+        return {
+            "model": copied(self.model.state_dict()),
+            "optimizer": copied(self.optimizer.state_dict()),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. RunError when it is another model's."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise other_model(state.get("step"), error) from None
+
+
+def first_model(spec: RunSpec, recipe: Any) -> torch.nn.Module:
+    """The recipe's model with the run's first weights: the same in every process."""
+    torch.manual_seed(mix(spec.seed, _INIT, 0))
+    with blamed("recipe: model()"):
+        model: torch.nn.Module = recipe.model()
+    return model
+
+
+def check_parameters(params: list[torch.nn.Parameter]) -> None:
+    if not params:
+        raise RecipeError("recipe: model() has no parameter that can be trained")
+    if any(p.dtype != torch.float32 for p in params):
+        raise RecipeError(
+            "recipe: model() has parameters that are not float32",
+            "keep them in float32 and set precision: bf16 in the spec for fast arithmetic",
+        )
+
+
+def refuse_inexact(model: torch.nn.Module) -> None:
+    """RecipeError for layers whose result depends on how a batch is cut over workers."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise RecipeError(
+                f"exact mode refuses {type(module).__name__} ({name}): its statistics depend on which "
+                "worker saw which rows",
+                "use GroupNorm or LayerNorm, or set exact: false in the spec",
+            )
+
+
+def other_model(step: Any, error: Exception) -> RunError:
+    return RunError(
+        f"the checkpoint of step {step} is of another model: {str(error).splitlines()[0]}",
+        "start a new run (--run-id), or put the recipe back as it was",
+    )
+
+
+def autocast(spec: RunSpec, device: torch.device) -> AbstractContextManager[Any]:
+    if spec.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return batch
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def copied(value: Any) -> Any:
+    """A deep copy with every tensor on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {k: copied(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(v) for v in value)
+    return value
+
+
+def _shape(value: Any) -> str:
+    return (
+        f"a tensor of shape {list(value.shape)}"
+        if isinstance(value, torch.Tensor)
+        else repr(value)[:60]
+    )
