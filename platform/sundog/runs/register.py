@@ -32,13 +32,43 @@ def register(
     An alias does not move to a version that is worse by the rule's own metric. RecipeError when the
     model cannot be rebuilt.
     """
-    from sundog.runs.saver import unpack
     from sundog.storage.models import Registry
-    from sundog.storage.programs import export_program
 
     good, why = rule.admits(metrics)
     if not good:
         return None, None, why
+    registry = Registry(root)
+    version = _registered_before(registry, rule.as_, lineage)
+    if version is None:
+        version = _export(registry, rule.as_, recipe, checkpoint, metrics, lineage)
+    alias, moved = _point(registry, rule, version)
+    return version, alias, f"{why}{moved}"
+
+
+def _registered_before(
+    registry: Registry, name: str, lineage: dict[str, Any]
+) -> ModelVersion | None:
+    """What a driver registered that was killed before it could say so in the run's record."""
+    same = ("run", "step", "trial")
+    if name not in registry.models():
+        return None
+    for version in registry.versions(name):
+        if all(version.lineage.get(key) == lineage.get(key) for key in same):
+            return version
+    return None
+
+
+def _export(
+    registry: Registry,
+    name: str,
+    recipe: Any,
+    checkpoint: Checkpoint,
+    metrics: dict[str, float],
+    lineage: dict[str, Any],
+) -> ModelVersion:
+    from sundog.runs.saver import unpack
+    from sundog.storage.programs import export_program
+
     with blamed("recipe: model()"):
         model = recipe.model()
     try:
@@ -55,12 +85,10 @@ def register(
         path = Path(folder, "model.pt2")
         with blamed("exporting the model"):
             signature = export_program(model, inputs, path)
-        version = Registry(root).register(
-            rule.as_, {"model.pt2": path}, kind="torch-export", signature=signature,
+        return registry.register(
+            name, {"model.pt2": path}, kind="torch-export", signature=signature,
             metrics=metrics, lineage=lineage,
         )  # fmt: skip
-    alias, moved = _point(Registry(root), rule, version)
-    return version, alias, f"{why}{moved}"
 
 
 def _point(registry: Registry, rule: RegisterRule, version: ModelVersion) -> tuple[str | None, str]:

@@ -1,10 +1,10 @@
-"""A sweep and a batch job through Ray's own job CLI."""
+"""A sweep through Ray's own job CLI."""
 
 from __future__ import annotations
 
-import pyarrow.dataset
 import pytest
-from test_runs_train import REPO, folder, root, spec, submit  # noqa: F401
+import yaml
+from test_runs_train import REPO, folder, root, submit  # noqa: F401
 
 from sundog.storage.models import Registry
 from sundog.storage.runs import RunFolder
@@ -35,29 +35,8 @@ def test_a_sweep_stops_the_weak_and_registers_the_best(swept, root):  # noqa: F8
     assert version.lineage["trial"] == record["best"]
 
 
-def test_a_batch_answers_every_row(swept, local_ray, folder, root):  # noqa: F811
-    code, text = submit(
-        local_ray, folder, "python jobs/batch.py jobs/specs/digits-batch.yaml --run-id batch-1"
-    )
-    assert code == 0, text
-    record = RunFolder(root, "batch-1").record()
-    table = pyarrow.dataset.dataset(record["output"].removeprefix("file://")).to_table()
-    assert table.num_rows == record["metrics"]["rows"] > 300
-    import numpy as np
-
-    answers = np.stack(table["output"].to_pylist()).argmax(1)
-    assert (answers == np.array(table["label"].to_pylist())).mean() > 0.9
-    again, text = submit(
-        local_ray, folder, "python jobs/batch.py jobs/specs/digits-batch.yaml --run-id batch-1"
-    )
-    assert again == 0
-    assert "finished already" in text
-
-
 @pytest.mark.slow
 def test_a_metric_that_nobody_reports_is_named(local_ray, folder, root):  # noqa: F811
-    import yaml
-
     text = yaml.safe_load((REPO / "jobs/specs/digits-sweep.yaml").read_text())
     text |= {"metric": "acuracy", "trials": 2, "sweep": "wrong"}
     (folder / "wrong.yaml").write_text(yaml.safe_dump(text))
