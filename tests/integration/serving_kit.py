@@ -78,6 +78,44 @@ def register_python(root_url: str, name: str, folder: Path) -> ModelVersion:
     )
 
 
+STREAM_MODEL = """
+import asyncio
+from pathlib import Path
+import numpy as np
+
+class Words:
+    async def predict(self, inputs):
+        words = [w.decode() for w in inputs["text_input"].reshape(-1)[0].split()]
+        if words[0] == "forever":
+            try:
+                while True:
+                    yield self.part("tick")
+                    await asyncio.sleep(0.02)
+            finally:
+                Path(words[1]).touch()
+        for word in words:
+            if word == "oops":
+                raise ValueError("no such word")
+            yield self.part(word)
+
+    def part(self, word):
+        return {"text_output": np.array([word.encode()], dtype=object)}
+"""
+
+
+def register_stream(root_url: str, name: str, folder: Path) -> ModelVersion:
+    """Answers with one part a word; `forever PATH` never ends and touches PATH when it is ended."""
+    source = folder / f"{name}-src"
+    source.mkdir()
+    (source / "words.py").write_text(STREAM_MODEL)
+    signature = Signature(
+        (TensorSpec("text_input", "BYTES", (1,)),), (TensorSpec("text_output", "BYTES", (1,)),)
+    )
+    return Registry(open_root(root_url)).import_python(
+        name, source, "words:Words", signature, alias="champion"
+    )
+
+
 def write_deployment(path: Path, *specs: dict[str, Any]) -> Path:
     apps = [
         {"name": s["service"], "import_path": "sundog:service", "route_prefix": None, "args": s}

@@ -14,6 +14,7 @@ from serving_kit import (
     WIDTH,
     register_python,
     register_scale,
+    register_stream,
     serve_cli,
     wait_for,
     wait_ready,
@@ -30,18 +31,19 @@ def gateway(local_ray, tmp_path_factory):
     root = local_ray.endpoints.root
     register_scale(root, "clients-scale", 2.0, tmp)
     register_python(root, "clients-odd", tmp)
+    register_stream(root, "clients-words", tmp)
     file = write_deployment(
         tmp / "d.yaml",
         {"service": "scale", "model": "clients-scale@champion", "max_body": "64MiB"},
         {"service": "odd", "model": "clients-odd@champion", "allow_code": True},
+        {"service": "words", "model": "clients-words@champion", "allow_code": True},
     )
     serve_cli(local_ray, "deploy", file)
     address = local_ray.endpoints.gateway
     wait_ready(address, "scale")
-    wait_for(
-        "odd ready",
-        lambda: httpx.get(f"{address}/v2/models/odd/ready", trust_env=False).status_code == 200,
-    )
+    for name in ("odd", "words"):
+        url = f"{address}/v2/models/{name}/ready"
+        wait_for(f"{name} ready", lambda url=url: httpx.get(url, trust_env=False).is_success)
     yield address
     (tmp / "empty.yaml").write_text("proxy_location: Disabled\napplications: []\n")
     serve_cli(local_ray, "deploy", tmp / "empty.yaml")
@@ -142,6 +144,64 @@ def test_plain_json(gateway):
     }
     refused = post(gateway, "/predict/scale", json={"z": 1})
     assert (refused.status_code, "no field 'z'" in refused.json()["error"]) == (400, True)
+
+
+def events(address, path, **kwargs):
+    """(headers, decoded events) of a whole event stream."""
+    with httpx.stream("POST", address + path, timeout=30, trust_env=False, **kwargs) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines), lines
+    return answer, [json.loads(line[6:]) for line in lines]
+
+
+def test_parts_are_streamed_as_events(gateway):
+    path = "/v2/models/words/generate_stream"
+    answer, parts = events(gateway, path, json={"text_input": "to be or", "id": "g-1"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-request-id"]
+    head = {"model_name": "words", "model_version": "1", "id": "g-1"}
+    assert parts == [head | {"text_output": w} for w in ("to", "be", "or")]
+    _, parts = events(gateway, "/predict/words", json={"text_input": "not to"})
+    assert parts == [{"text_output": "not"}, {"text_output": "to"}]
+    _, parts = events(
+        gateway, "/predict/scale", json={"x": ROWS[0]}, headers={"accept": "text/event-stream"}
+    )
+    assert parts == [{"y": [2.0, 4.0, 6.0, 8.0]}]
+
+
+def test_generate_answers_whole_and_says_where_parts_are(gateway):
+    one = post(gateway, "/v2/models/words/generate", json={"text_input": "word"})
+    assert one.json() == {"model_name": "words", "model_version": "1", "text_output": "word"}
+    two = post(gateway, "/v2/models/words/generate", json={"text_input": "two words"})
+    assert (two.status_code, "generate_stream" in two.json()["error"]) == (400, True)
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["word"]}
+    whole = post(gateway, "/v2/models/words/infer", json={"inputs": [tensor]})
+    assert (whole.status_code, "generate_stream" in whole.json()["error"]) == (400, True)
+
+
+def test_faults_before_the_first_part_have_a_status_and_later_ones_are_events(gateway):
+    path = "/v2/models/words/generate_stream"
+    first = post(gateway, path, json={"text_input": "oops"})
+    assert (first.status_code, "no such word" in first.json()["error"]) == (500, True)
+    answer, seen = events(gateway, path, json={"text_input": "well oops"})
+    assert (answer.status_code, seen[0]["text_output"]) == (200, "well")
+    assert "no such word" in seen[1]["error"]
+    wrong = post(gateway, path, json={"text_inptu": "x"})
+    assert (wrong.status_code, "did you mean 'text_input'" in wrong.json()["error"]) == (400, True)
+    assert post(gateway, path, json={"text_input": "x", "parameters": 3}).status_code == 400
+    assert httpx.get(gateway + path, trust_env=False).status_code == 405
+
+
+def test_a_client_that_leaves_ends_the_models_work(gateway, tmp_path):
+    mark = tmp_path / "ended"
+    path = "/v2/models/words/generate_stream"
+    body = {"text_input": f"forever {mark}"}
+    with httpx.stream("POST", gateway + path, json=body, timeout=30, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        assert json.loads(next(lines)[6:])["text_output"] == "tick"
+        assert not mark.exists()
+    wait_for("the model was ended", mark.exists, 20)
 
 
 def test_metrics_and_the_access_log(gateway, local_ray):

@@ -219,7 +219,7 @@ class Contract:
                 raise BadRequest(f"there is no field {name!r}; {self._near(name)}")
             tensor = self.inputs[i]
             shape = _nesting(value)
-            if len(shape) == len(tensor.shape) - 1 and tensor.shape[0] in (-1, 1):
+            while len(shape) < len(tensor.shape) and _free(tensor.shape[: -len(shape) or None]):
                 shape, value, single = [1, *shape], [value], True
             shapes[i] = self._shape(tensor, {"shape": shape})
             try:
@@ -227,6 +227,21 @@ class Contract:
             except BadTensor as error:
                 raise BadRequest(f"field {name!r}: {error}") from None
         return self._finish({}, raw, shapes), single
+
+    def parse_generate(self, fields: Any) -> tuple[Parsed, bool]:
+        """The generate extension: fields, `id`, and more fields under `parameters`."""
+        if not isinstance(fields, dict):
+            raise BadRequest(f"the body is not a JSON object with the fields {self._names()}")
+        fields = dict(fields)
+        identifier = fields.pop("id", None) if "id" not in self._index else None
+        parameters = fields.pop("parameters", None) if "parameters" not in self._index else None
+        if not isinstance(parameters, dict | None):
+            raise BadRequest("'parameters' is not an object")
+        if not isinstance(identifier, str | None):
+            raise BadRequest("'id' is not a string")
+        parsed, single = self.parse_rows((parameters or {}) | fields)
+        parsed.id = identifier
+        return parsed, single
 
     def _wanted(self, outputs: Any) -> list[str] | None:
         if outputs is None:
@@ -283,13 +298,36 @@ class Contract:
         outputs: Sequence[tuple[str, Sequence[int], bytes | memoryview]],
     ) -> bytes:
         """Plain JSON, `{field: value}`, nested as the shapes say; one row without its dimension."""
+        return orjson.dumps(self._fields(single, outputs))
+
+    def write_generate(
+        self,
+        parsed: Parsed,
+        single: bool,
+        outputs: Sequence[tuple[str, Sequence[int], bytes | memoryview]],
+    ) -> bytes:
+        """One answer, or part, of the generate extension."""
+        head = {"model_name": self.service, "model_version": self.version}
+        if parsed.id is not None:
+            head["id"] = parsed.id
+        fields = self._fields(single, outputs)
+        for name, value in fields.items():  # the extension writes one element as a scalar
+            while single and isinstance(value, list) and len(value) == 1:
+                fields[name] = value = value[0]
+        return orjson.dumps(head | fields)
+
+    def _fields(
+        self,
+        single: bool,
+        outputs: Sequence[tuple[str, Sequence[int], bytes | memoryview]],
+    ) -> dict[str, Any]:
         answer = {}
         for tensor, (datatype, shape, raw) in zip(self.outputs, outputs, strict=True):
             value = orjson.loads(to_json(raw, datatype))
             for dim in reversed(shape[1:]):
                 value = [value[k : k + dim] for k in range(0, len(value), dim)] if dim else []
             answer[tensor.name] = value[0] if single and len(value) == 1 else value
-        return orjson.dumps(answer)
+        return answer
 
     def describe(self, versions: list[str], platform: str) -> dict[str, Any]:
         """The protocol's model metadata."""
@@ -323,6 +361,11 @@ def _binary(tensor: Tensor, shape: tuple[int, ...], size: Any, tail: memoryview)
             f"{size} bytes of binary data, the shape needs {SIZE[tensor.datatype] * count(shape)}"
         )
     return raw
+
+
+def _free(dims: tuple[int, ...]) -> bool:
+    """Whether a value may do without these dimensions."""
+    return all(d in (-1, 1) for d in dims)
 
 
 def _nesting(value: Any) -> list[int]:

@@ -20,7 +20,9 @@ _MAGIC = b"SD"
 VERSION = 1
 
 INFER, ANSWER, FAULT, HELLO, CLOSING = 1, 2, 3, 4, 5
-_KINDS = frozenset((INFER, ANSWER, FAULT, HELLO, CLOSING))
+# An answer in parts: STREAM asks, PARTs come until END or FAULT; CANCEL stops it, MORE grants parts.
+STREAM, PART, END, CANCEL, MORE = 6, 7, 8, 9, 10
+_KINDS = frozenset(range(INFER, MORE + 1))
 
 MAX_META = 1 << 18
 MAX_BODY = 1 << 31

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
-from sundog.rayapi import serve_ports, serve_targets
+from sundog.rayapi import serve_ports, serve_targets, session
 from sundog.security.keys import KeyRing
 from sundog.serving.access_log import FLUSH_S, AccessLog
 from sundog.serving.http_api import GatewayApp
@@ -109,7 +109,7 @@ class Gateway:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        routes = Routes(serve_targets.watch, _handle_call)
+        routes = Routes(serve_targets.watch, _Handle)
         keys, metrics = KeyRing(), Metrics()
         access = AccessLog(access_log_path())
         self.app = GatewayApp(routes, keys, build_pages(routes, metrics), metrics, access)
@@ -142,10 +142,15 @@ class Gateway:
         await asyncio.to_thread(self._thread.join, DRAIN_S)
 
 
-def _handle_call(app: str, deployment: str) -> Any:
-    from ray import serve
+class _Handle:
+    """A version's replicas over Serve's public handle."""
 
-    return serve.get_deployment_handle(deployment, app).infer.remote
+    def __init__(self, app: str, deployment: str) -> None:
+        from ray import serve
+
+        handle = serve.get_deployment_handle(deployment, app)
+        self.infer = handle.infer.remote
+        self.stream = handle.options(stream=True).stream.remote
 
 
 def access_log_path() -> Path | None:
@@ -153,13 +158,8 @@ def access_log_path() -> Path | None:
     given = os.environ.get("SUNDOG_ACCESS_LOG")
     if given is not None:
         return Path(given) if given else None
-    import ray
-
-    try:
-        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    except AttributeError:
-        return None
-    return logs / f"sundog-access-{os.getpid()}.jsonl"
+    logs = session.logs_dir()
+    return Path(logs) / f"sundog-access-{os.getpid()}.jsonl" if logs else None
 
 
 async def flush_forever(access: AccessLog) -> None:

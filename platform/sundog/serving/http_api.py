@@ -7,9 +7,10 @@ handed to another ASGI app.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -19,10 +20,11 @@ import orjson
 from sundog import __version__
 from sundog.clock import WALL
 from sundog.security.authoriser import ANONYMOUS, Authoriser, Identity, Refusal
-from sundog.serving import compression
+from sundog.serving import compression, sse
 from sundog.serving.access_log import AccessLog
-from sundog.serving.contract import BadRequest
-from sundog.serving.lane import HOLD_S, NotServed
+from sundog.serving.contract import BadRequest, Parsed
+from sundog.serving.generate import parts_of
+from sundog.serving.lane import HOLD_S, NotServed, Outputs
 from sundog.serving.routes import Routes, VersionRoute
 from sundog.serving.stats import Metrics
 from sundog.serving.tensors import BadTensor
@@ -33,14 +35,19 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_TIMEOUT_S = 30.0
+CLIENT_GONE = 499
+"""What the log says of a client that left before its answer was whole."""
 _PACK_INLINE = 256 * 1024
 _JSON = (b"content-type", b"application/json")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|stats|config))?")
+_MODEL = re.compile(
+    r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
+    r"(?:/(infer|generate|generate_stream|ready|stats|config))?"
+)
 _REPOSITORY = re.compile(r"/v2/repository/(index|models/[^/]+/(?:load|unload))")
 _OCTETS = (b"content-type", b"application/octet-stream")
 EXTENSIONS = [
-    "binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics",
+    "binary_tensor_data", "generate", "model_configuration", "model_repository", "parameters", "statistics",
 ]  # fmt: skip
 
 
@@ -66,6 +73,32 @@ class Exchange:
     identity: Identity = ANONYMOUS
     extra: list[tuple[bytes, bytes]] = field(default_factory=list)
     content_type: tuple[bytes, bytes] = _JSON
+    request_id: bytes = b""
+    send: Send | None = None
+
+
+class Streamed:
+    """An answer in parts that has been sent: what the log is told."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.size = 0
+
+    async def events(
+        self, parts: AsyncGenerator[Outputs], write: Callable[[Outputs], bytes]
+    ) -> AsyncIterator[bytes]:
+        """An event for each part; a failure after the first becomes the last event."""
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    data = sse.event(write(part))
+                    self.size += len(data)
+                    yield data
+        except (NotServed, BadTensor) as error:
+            if not self.size and isinstance(error, NotServed):
+                raise
+            self.status = getattr(error, "status", 500)
+            yield sse.error_event(str(error))
 
 
 class GatewayApp:
@@ -96,11 +129,16 @@ class GatewayApp:
             await self._page(scope, receive, send)
             return
         began_s = WALL.monotonic_s()
-        exchange = Exchange(scope, receive, dict(scope["headers"]))
-        request_id = _request_id(exchange.headers)
+        exchange = Exchange(scope, receive, dict(scope["headers"]), send=send)
+        request_id = exchange.request_id = _request_id(exchange.headers)
         self.in_flight += 1
         try:
-            status, body = 200, await self._answer(exchange, path)
+            status, answer = 200, await self._answer(exchange, path)
+            if isinstance(answer, Streamed):
+                seconds = WALL.monotonic_s() - began_s
+                self._note(exchange, answer.status, request_id, answer.size, seconds)
+                return
+            body = answer
         except BadRequest as error:
             status, body = error.status, _error(error.message)
             if isinstance(error, MethodNotAllowed):
@@ -157,7 +195,7 @@ class GatewayApp:
             return
         await self.pages(scope, receive, send)
 
-    async def _answer(self, exchange: Exchange, path: str) -> bytes:
+    async def _answer(self, exchange: Exchange, path: str) -> bytes | Streamed:
         scope = exchange.scope
         if path.startswith("/predict/"):
             return await self._predict(exchange, unquote(path[9:]))
@@ -169,6 +207,10 @@ class GatewayApp:
             name, version = unquote(name), unquote(version) if version else version
         if verb == "infer":
             return await self._infer(exchange, name, version)
+        if verb == "generate_stream":
+            return await self._generate_stream(exchange, name, version)
+        if verb == "generate":
+            return await self._generate(exchange, name, version)
         _only(scope, "GET")
         self._authorise(exchange, name, counted=False)
         route, chosen = self.routes.find_version(name, version)
@@ -206,19 +248,64 @@ class GatewayApp:
             exchange.extra.append((b"inference-header-content-length", b"%d" % json_size))
         return answer
 
-    async def _predict(self, exchange: Exchange, name: str) -> bytes:
-        """Plain JSON with field names, for people with curl."""
+    async def _predict(self, exchange: Exchange, name: str) -> bytes | Streamed:
+        """Plain JSON with field names, for people with curl; events where the answer has parts."""
         body, chosen = await self._request(exchange, name, None)
-        try:
-            fields = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
-        parsed, single = chosen.contract.parse_rows(fields)
+        parsed, single = chosen.contract.parse_rows(_load(body))
+        accept = exchange.headers.get(b"accept", b"*/*")
+        if b"text/event-stream" in accept or (chosen.lane.streams and b"*/*" in accept):
+            return await self._events(
+                exchange, chosen, parsed, lambda part: chosen.contract.write_rows(single, part)
+            )
         outputs = await chosen.lane.call(parsed)
         try:
             return chosen.contract.write_rows(single, outputs)
         except BadTensor as error:
             raise BadRequest(str(error)) from None
+
+    async def _generate_stream(
+        self, exchange: Exchange, name: str, version: str | None
+    ) -> Streamed:
+        """The protocol's generate extension: an event for each part of the answer."""
+        body, chosen = await self._request(exchange, name, version)
+        asked = chosen.contract.parse_generate(_load(body))
+        return await self._events(
+            exchange, chosen, asked[0], lambda part: chosen.contract.write_generate(*asked, part)
+        )
+
+    async def _generate(self, exchange: Exchange, name: str, version: str | None) -> bytes:
+        body, chosen = await self._request(exchange, name, version)
+        contract = chosen.contract
+        parsed, single = contract.parse_generate(_load(body))
+        parts = [part async for part in parts_of(chosen.lane, parsed)]
+        if len(parts) != 1:
+            raise BadRequest(f"the answer has {len(parts)} parts; ask /generate_stream for them")
+        try:
+            return contract.write_generate(parsed, single, parts[0])
+        except BadTensor as error:
+            raise BadRequest(str(error)) from None
+
+    async def _events(
+        self,
+        exchange: Exchange,
+        chosen: VersionRoute,
+        parsed: Parsed,
+        write: Callable[[Outputs], bytes],
+    ) -> Streamed:
+        """Send the parts as server-sent events. Raises NotServed while nothing has been sent."""
+        streamed = Streamed()
+        start = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [*sse.HEADERS, (b"x-request-id", exchange.request_id)],
+        }
+        assert exchange.send is not None
+        body = streamed.events(parts_of(chosen.lane, parsed), write)
+        try:
+            await sse.send_body(exchange.receive, exchange.send, start, body)
+        except sse.ClientGone:
+            streamed.status = CLIENT_GONE
+        return streamed
 
     async def _request(
         self, exchange: Exchange, name: str, version: str | None
@@ -227,7 +314,9 @@ class GatewayApp:
         if exchange.scope["method"] != "POST":
             raise MethodNotAllowed("POST")
         self._authorise(exchange, name)
-        route, chosen = self.routes.find_version(name, version)
+        route = self.routes.find(name)
+        if version is not None:
+            self.routes.find_version(name, version)
         exchange.service = name
         body = await read_body(exchange, route.max_body)
         encoding = exchange.headers.get(b"content-encoding")
@@ -340,11 +429,15 @@ def _config(name: str, version: VersionRoute) -> dict[str, Any]:
 
 
 def _only_ready(body: bytes) -> bool:
+    document = _load(body) if body else {}
+    return isinstance(document, dict) and document.get("ready") is True
+
+
+def _load(body: bytes) -> Any:
     try:
-        document = orjson.loads(body) if body else {}
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
-    return isinstance(document, dict) and document.get("ready") is True
 
 
 def _only(scope: Scope, method: str) -> None:

@@ -16,12 +16,13 @@ from sundog.clock import WALL
 from sundog.serving.contract import Contract, Parsed
 from sundog.serving.frames import BadFrame, cut, tensor_meta
 from sundog.serving.stats import LaneStats
+from sundog.serving.streams import PartStream
 
 HOLD_S = 10.0
 """How long a request waits for a first replica before it is refused."""
 SWEEP_S = 0.05
 MAX_ATTEMPTS = 3
-_FAULT_STATUS = {"input": 400}
+_FAULT_STATUS = {"input": 400, "parts": 400}
 
 Outputs = list[tuple[str, list[int], bytes | memoryview]]
 
@@ -66,6 +67,8 @@ class Connection(Protocol):
 
     def send(self, batch: Batch) -> None: ...
 
+    def stream(self, parsed: Parsed) -> PartStream: ...
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
@@ -105,6 +108,8 @@ class Lane:
         self.connections: list[Connection] = []
         self.waiting_message = "no replica is ready"
         self.under_way = 0
+        self.streams = False
+        """Whether the model says that it answers in parts."""
         self.stats = LaneStats()
         self._now = now
         self._pumping = False

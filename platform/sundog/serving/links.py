@@ -6,11 +6,13 @@ A link carries frames and reports what became of them. Which replicas exist it l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
 
 from sundog.serving import frames
+from sundog.serving.contract import Parsed
 from sundog.serving.lane import Batch, Lane
+from sundog.serving.streams import PartStream, call_frame
 
 IN_FLIGHT = 2
 """Frames under way a replica: one that it works on and one that is ready for it."""
@@ -26,6 +28,7 @@ class SocketLink(asyncio.Protocol):
         self._on_closed = on_closed
         self._reader = frames.Reader()
         self._under_way: dict[int, Batch] = {}
+        self._streams: dict[int, PartStream] = {}
         self._number = 0
         self._transport: asyncio.Transport | None = None
         self._leaving = False
@@ -43,11 +46,15 @@ class SocketLink(asyncio.Protocol):
     def _take(self, frame: frames.Frame) -> None:
         if frame.kind == frames.HELLO:
             self.free = IN_FLIGHT
+            self._lane.streams = isinstance(frame.meta, dict) and bool(frame.meta.get("streams"))
             self._lane.connections.append(self)
             self._lane.wake()
             return
         if frame.kind == frames.CLOSING:
             self.leave()
+            return
+        if frame.number in self._streams:
+            self._take_part(frame)
             return
         batch = self._under_way.pop(frame.number, None)
         if batch is None:
@@ -61,6 +68,48 @@ class SocketLink(asyncio.Protocol):
             meta = frame.meta if isinstance(frame.meta, dict) else {}
             batch.failed(str(meta.get("kind", "model")), str(meta.get("message", "failed")))
         self._close_when_idle()
+
+    def _take_part(self, frame: frames.Frame) -> None:
+        stream = self._streams[frame.number]
+        if frame.kind == frames.PART:
+            stream.part(frame.meta, frame.body)
+            return
+        self._forget(frame.number)
+        if frame.kind == frames.END:
+            stream.end()
+        else:
+            stream.fault(frame.meta)
+
+    def _forget(self, number: int) -> None:
+        if self._streams.pop(number, None) is not None:
+            self.load -= 1
+            self._close_when_idle()
+
+    def stream(self, parsed: Parsed) -> PartStream:
+        """Ask for an answer in parts. Streams take no frame's place: `free` is for whole answers."""
+        number = self._number = (self._number + 1) & 0xFFFFFFFF
+        assert self._transport is not None
+        write = self._transport.writelines
+
+        def cancel() -> None:
+            if number in self._streams:
+                write(frames.pack(frames.CANCEL, number))
+                self._forget(number)
+
+        def more(parts: int) -> None:
+            if number in self._streams:
+                write(frames.pack(frames.MORE, number, parts))
+
+        stream = PartStream(cancel, more)
+        try:
+            buffers = call_frame(self._lane.contract, parsed, frames.STREAM, number)
+        except frames.BadFrame as error:
+            stream.fault({"kind": "input", "message": str(error)})
+            return stream
+        self._streams[number] = stream
+        self.load += 1
+        write(buffers)
+        return stream
 
     def send(self, batch: Batch) -> None:
         self._number = (self._number + 1) & 0xFFFFFFFF
@@ -84,7 +133,8 @@ class SocketLink(asyncio.Protocol):
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
-        if self._leaving and not self._under_way and self._transport is not None:
+        idle = not self._under_way and not self._streams
+        if self._leaving and idle and self._transport is not None:
             self._transport.close()
 
     def expire(self, now: float) -> None:
@@ -105,17 +155,28 @@ class SocketLink(asyncio.Protocol):
         # Newest first, since each goes back to the front of the queue.
         for batch in reversed(batches):
             batch.lost()
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.lost()
         self._on_closed(self)
+
+
+class Handle(Protocol):
+    """A replica's methods over Serve: a frame in, one out; a frame in, several out."""
+
+    def infer(self, frame: bytes) -> Awaitable[Any]: ...
+
+    def stream(self, frame: bytes) -> AsyncIterator[Any]: ...
 
 
 class HandleLink:
     """All replicas of a version behind Serve's public handle: slower, and works across nodes."""
 
-    def __init__(self, lane: Lane, infer: Callable[[bytes], Awaitable[Any]], slots: int) -> None:
+    def __init__(self, lane: Lane, handle: Handle, slots: int) -> None:
         self.load = 0
         self.free = slots
         self._lane = lane
-        self._infer = infer
+        self._handle = handle
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, batch: Batch) -> None:
@@ -128,7 +189,7 @@ class HandleLink:
     async def _carry(self, batch: Batch) -> None:
         try:
             request = b"".join(frames.pack(frames.INFER, 0, batch.meta, batch.body))
-            raw = await self._infer(request)
+            raw = await self._handle.infer(request)
             [frame] = frames.Reader().feed(raw)
         except frames.BadFrame as error:
             self._back(batch)
@@ -148,3 +209,35 @@ class HandleLink:
         self.free += 1
         self.load -= batch.rows
         self._lane.wake()
+
+    def stream(self, parsed: Parsed) -> PartStream:
+        task: asyncio.Task[None] | None = None
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+
+        stream = PartStream(cancel, lambda parts: None)
+        task = asyncio.get_running_loop().create_task(self._carry_parts(parsed, stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self.load += 1
+        return stream
+
+    async def _carry_parts(self, parsed: Parsed, stream: PartStream) -> None:
+        try:
+            request = b"".join(call_frame(self._lane.contract, parsed, frames.STREAM, 0))
+            async for raw in self._handle.stream(request):
+                [frame] = frames.Reader().feed(raw)
+                if frame.kind == frames.PART:
+                    await stream.room()
+                    stream.part(frame.meta, frame.body)
+                else:
+                    stream.fault(frame.meta)
+            stream.end()
+        except frames.BadFrame as error:
+            stream.fault({"kind": "input", "message": str(error)})
+        except Exception:  # noqa: BLE001 - whatever Ray raises, the replica is gone
+            stream.lost()
+        finally:
+            self.load -= 1

@@ -17,7 +17,7 @@ from typing import Any
 from sundog.clock import WALL
 from sundog.serving.contract import BadRequest, Contract
 from sundog.serving.lane import SWEEP_S, Lane, Limits
-from sundog.serving.links import HandleLink, SocketLink
+from sundog.serving.links import Handle, HandleLink, SocketLink
 
 log = logging.getLogger("sundog.gateway")
 
@@ -27,8 +27,8 @@ _CLOSE_AFTER_S = 60.0
 Watch = Callable[[str, str, Callable[[list[Any]], None]], Awaitable[None]]
 """(app, deployment, on_change): calls back with ready replicas until cancelled."""
 
-HandleCall = Callable[[str, str], Callable[[bytes], Awaitable[Any]]]
-"""(app, deployment) -> an `infer(frame)` over Serve's handle."""
+HandleCall = Callable[[str, str], Handle]
+"""(app, deployment) -> its replicas over Serve's handle."""
 
 
 class VersionRoute:

@@ -203,7 +203,9 @@ class _PythonModel:
         cls = _own_class(version, folder)
         takes_folder = bool(inspect.signature(cls).parameters)
         self._own = cls(folder) if takes_folder else cls()
-        if not callable(getattr(self._own, "predict", None)):
+        predict = getattr(self._own, "predict", None)
+        self.streams = inspect.isgeneratorfunction(predict) or inspect.isasyncgenfunction(predict)
+        if not callable(predict):
             raise SundogError(
                 f"{version.entry} of {version.ref} has no predict", fix="give it predict(inputs)"
             )

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sundog.serving import frames
-from sundog.serving import replica as replica_module
+from sundog.serving import sockets as sockets_module
 from sundog.serving.contract import BadRequest
-from sundog.serving.replica import Runner, SocketServer
 from sundog.serving.routes import Routes
+from sundog.serving.runner import Runner
+from sundog.serving.sockets import SocketServer
 
 SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
@@ -71,7 +72,7 @@ def service(*versions, active=None):
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """Make socket servers; all are gone afterwards."""
-    monkeypatch.setattr(replica_module, "_socket_parent", lambda: None)
+    monkeypatch.setattr(sockets_module, "_socket_parent", lambda: None)
     made = []
 
     def start(factor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sundog.serving import frames
-from sundog.serving.replica import Runner
+from sundog.serving.runner import Runner
 
 SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
@@ -32,5 +32,5 @@ def answer(model):
 
 
 def test_a_model_that_answers_in_parts_is_told_what_to_return():
-    assert b"must return a mapping" in answer(InParts())
-    assert b"must return a mapping" not in answer(Whole())
+    assert b"generate_stream" in answer(InParts())
+    assert b"generate_stream" not in answer(Whole())

@@ -1,0 +1,165 @@
+"""The model in a replica and how a frame becomes its call: bytes in, buffers out, whole or in parts.
+
+Runs one call at a time, and never raises for what a request or the model did wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sundog.serving import frames
+from sundog.serving.tensors import BadTensor, from_numpy, to_numpy
+
+Buffers = list[bytes | memoryview]
+_NO_MORE = object()
+
+
+class Runner:
+    """`prepare` runs once in the thread that takes the steps of models that answer in parts."""
+
+    def __init__(
+        self, model: Any, signature: dict[str, Any], prepare: Callable[[], None] = lambda: None
+    ) -> None:
+        self._model = model
+        self._inputs = signature["inputs"]
+        self._outputs = signature["outputs"]
+        self._lock = threading.Lock()
+        # One thread: steps of several streams take turns, since a model runs one call at a time.
+        self._steps = ThreadPoolExecutor(1, "sundog-steps", initializer=prepare)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model is known to answer in parts."""
+        return bool(getattr(self._model, "streams", False))
+
+    def warm_up(self) -> None:
+        """One call with zeros, so that the first request does not pay for lazy start-up."""
+        inputs = {}
+        for tensor in self._inputs:
+            shape = [1 if d < 0 else d for d in tensor["shape"]]
+            if tensor["datatype"] == "BYTES":
+                inputs[tensor["name"]] = np.full(shape, b"", dtype=object)
+            else:
+                size = int(np.prod(shape, dtype=np.int64))
+                zeros = from_numpy(np.zeros(size), tensor["datatype"])
+                inputs[tensor["name"]] = to_numpy(zeros, tensor["datatype"], shape)
+        # A model of someone's own may dislike zeros; real requests will tell.
+        with contextlib.suppress(Exception):
+            self._model.predict(inputs)
+
+    # -- whole answers
+
+    def run(self, meta: Any, body: memoryview, number: int = 0) -> Buffers:
+        """The answer frame, or a fault."""
+        try:
+            inputs = self._read(meta, body)
+        except (frames.BadFrame, BadTensor, ValueError, KeyError) as error:
+            return fault(number, "input", str(error))
+        try:
+            with self._lock:
+                answer = self._model.predict(inputs)
+            return self._pack(frames.ANSWER, number, answer)
+        except Exception as error:  # noqa: BLE001 - the model is the user's code
+            return _model_fault(number, error)
+
+    def _read(self, meta: Any, body: memoryview) -> dict[str, Any]:
+        if body.readonly:  # models may write into their inputs
+            body = memoryview(bytearray(body))
+        return {
+            spec["name"]: to_numpy(raw, datatype, shape)
+            for spec, (datatype, shape, raw) in zip(
+                self._inputs, frames.cut(meta, body), strict=True
+            )
+        }
+
+    def _pack(self, kind: int, number: int, answer: Any) -> Buffers:
+        if not isinstance(answer, Mapping):
+            _discard(answer)
+            return fault(
+                number, "parts" if kind == frames.ANSWER else "model",
+                f"the model answered with a {type(answer).__name__}, not with a mapping of its "
+                "outputs; a model that answers in parts is asked at "
+                "/v2/models/<service>/generate_stream",
+            )  # fmt: skip
+        tensors, body = [], []
+        for spec in self._outputs:
+            if spec["name"] not in answer:
+                return fault(number, "model", f"the model's answer lacks output {spec['name']!r}")
+            values = np.asarray(answer[spec["name"]])
+            raw = from_numpy(values, spec["datatype"])
+            tensors.append((spec["datatype"], values.shape, len(raw)))
+            body.append(raw)
+        return frames.pack(kind, number, frames.tensor_meta(tensors), body)
+
+    # -- answers in parts
+
+    async def parts(self, meta: Any, body: memoryview, number: int = 0) -> AsyncIterator[Buffers]:
+        """A PART frame for each part; a FAULT as the last where something went wrong.
+
+        A model that answers whole has one part. Closing this closes the model's iterator.
+        """
+        try:
+            inputs = self._read(meta, body)
+        except (frames.BadFrame, BadTensor, ValueError, KeyError) as error:
+            yield fault(number, "input", str(error))
+            return
+        steps = self._answers(inputs)
+        try:
+            async for answer in steps:
+                yield self._pack(frames.PART, number, answer)
+        except Exception as error:  # noqa: BLE001 - the model is the user's code
+            yield _model_fault(number, error)
+        finally:
+            await steps.aclose()  # type: ignore[attr-defined]
+
+    async def _answers(self, inputs: dict[str, Any]) -> AsyncIterator[Any]:
+        answer = await self._step(self._model.predict, inputs)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if isinstance(answer, AsyncIterator):
+            try:
+                async for part in answer:
+                    yield part
+            finally:
+                close = getattr(answer, "aclose", None)
+                if close is not None:
+                    await close()
+        elif isinstance(answer, Iterator):
+            try:
+                while (part := await self._step(next, answer, _NO_MORE)) is not _NO_MORE:
+                    yield part
+            finally:
+                # Behind a step that may still run: a generator cannot be closed while it works.
+                await self._step(_discard, answer)
+        else:
+            yield answer
+
+    async def _step(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        def locked() -> Any:
+            with self._lock:
+                return call(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self._steps, locked)
+
+
+def fault(number: int, kind: str, message: str) -> Buffers:
+    return frames.pack(frames.FAULT, number, {"kind": kind, "message": message[:2000]})
+
+
+def _model_fault(number: int, error: Exception) -> Buffers:
+    return fault(number, "model", f"the model failed: {type(error).__name__}: {error}")
+
+
+def _discard(answer: Any) -> None:
+    """Close what was begun; a coroutine that nobody awaits would complain."""
+    close = getattr(answer, "close", None)
+    if callable(close):
+        close()
