@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Columns": "sundog.runs.recipe",
     "Recipe": "sundog.runs.recipe",
+    "Streamed": "sundog.runs.streamed",
+    "TokenWindows": "sundog.runs.streamed",
     "SundogError": "sundog.errors",
     "ingest": "sundog.runs.jobs",
     "batch": "sundog.runs.jobs",
@@ -26,7 +28,9 @@ _EXPORTS = {
 __all__ = [
     "Columns",
     "Recipe",
+    "Streamed",
     "SundogError",
+    "TokenWindows",
     "__version__",
     "batch",
     "ingest",

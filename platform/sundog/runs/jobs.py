@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sundog.errors import SundogError
 
 if TYPE_CHECKING:
+    from sundog.storage.datasets import Dataset
     from sundog.storage.root import Root
 
 Argv = Sequence[str] | None
@@ -37,7 +38,8 @@ def batch(argv: Argv = None) -> None:
 
 
 def ingest(argv: Argv = None) -> None:
-    """`jobs/ingest.py [NAME FILE] [--root URL]`: data into the storage root; the digits by default."""
+    """`jobs/ingest.py [NAME FILE] [--root URL]`: data into the storage root: the digits,
+    `python-docs`, `python-topics`, or a file."""
     _exit(_ingest, argv)
 
 
@@ -102,7 +104,9 @@ def _ingest(argv: Argv) -> None:
         prog="ingest", description="Write data into the storage root, once.",
         epilog="example: python jobs/ingest.py      (the digits of scikit-learn)",
     )  # fmt: skip
-    parser.add_argument("name", nargs="?", default="digits")
+    parser.add_argument(
+        "name", nargs="?", default="digits", help="digits, python-docs, python-topics, or a new one"
+    )
     parser.add_argument(
         "file", nargs="?", type=Path, help="a .parquet or .csv file, or a folder of splits"
     )
@@ -115,13 +119,24 @@ def _ingest(argv: Argv) -> None:
     root = _open(arguments.root, connect=not (arguments.root or os.environ.get("SUNDOG_ROOT")))
     if arguments.file:
         dataset = source.ingest_file(root, arguments.name, arguments.file, seed=arguments.seed)
-    elif arguments.name == "digits":
-        dataset = source.ingest_digits(root)
+    elif arguments.name in (builtin := _builtin()):
+        dataset = builtin[arguments.name](root)
     else:
         raise SundogError(f"no file to make {arguments.name!r} from", "give one: ingest NAME FILE")
     rows = sum(split.rows for split in dataset.splits.values())
     parts = ", ".join(f"{name} {split.rows:,}" for name, split in dataset.splits.items())
     print(f"{dataset.name}, {rows:,} rows → data {dataset.ref} ({parts})")
+
+def _builtin() -> dict[str, Callable[[Root], Dataset]]:
+    """Data that ships in packages, by name."""
+    from sundog.runs import ingest, ingest_text
+
+    return {
+        "digits": ingest.ingest_digits,
+        ingest_text.TOKENS: ingest_text.ingest_tokens,
+        ingest_text.TOPICS: ingest_text.ingest_topics,
+    }
+
 
 
 def _parser(name: str, example: str) -> argparse.ArgumentParser:

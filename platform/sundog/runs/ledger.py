@@ -12,6 +12,7 @@ from typing import Any
 
 from sundog.errors import Corrupt, FormatTooNew
 from sundog.runs.sampler import Sampler, fingerprint, share
+from sundog.runs.stream_order import StreamSampler
 
 FORMAT = 1
 
@@ -36,9 +37,15 @@ class Plan:
     batch: int
     count: int  # micro-batches in a batch
     seed: int
+    block: int = 0  # rows that lie together in streamed data; 0: any row is as near as any other
+    window: int = 0  # blocks whose rows are shuffled together
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> Sampler | StreamSampler:
+        if self.block:
+            return StreamSampler(
+                self.rows, self.batch, self.seed, self.count, self.block, self.window
+            )
         return Sampler(self.rows, self.batch, self.seed)
 
     def rows_of(self, step: int, world: int, rank: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sundog.clock import WALL, Clock
-from sundog.errors import RecipeError, RunError, StorageUnavailable
+from sundog.errors import NotFound, RecipeError, RunError, StorageUnavailable
 from sundog.runs.evaluate import evaluate
 from sundog.runs.exchange import Exchange
 from sundog.runs.ledger import Entry, Plan
@@ -86,7 +86,8 @@ class Loop:
         with blamed("recipe: dataset('train')"):
             self.train = recipe.dataset("train")
             rows = len(self.train)
-        self.plan = Plan(rows, spec.batch, _count(spec), spec.seed)
+        near = getattr(self.train, "locality", ())  # streamed data says which rows lie together
+        self.plan = Plan(rows, spec.batch, _count(spec), spec.seed, *near)
         self.sampler = self.plan.sampler
         self.steps = spec.steps or self.sampler.steps_in(spec.epochs or 1)
         self.val = optional_split(recipe, "val")
@@ -222,6 +223,8 @@ class Loop:
             try:
                 self.replica.compute(self.step, indices, start)
             except (RecipeError, ArithmeticError) as error:
+        if ahead := getattr(self.train, "ahead", None):
+            ahead(self.sampler.indices(self.step + 1, start, stop))
                 self._failure, flag = error, FAILED
         total, headers = self.exchange.sum(
             self.plan.count, self.replica.slots, (fingerprint(indices), flag)
@@ -322,15 +325,15 @@ def optional_split(recipe: Any, split: str) -> Any:
             found = recipe.dataset(split)
             return found if found is not None and len(found) else None
     except RecipeError as error:
-        from sundog.errors import NotFound
-
-        if isinstance(error.__cause__, KeyError | NotFound):
+        if isinstance(error.__cause__, KeyError):
             return None
         raise
     except KeyError:
         return None
 
 
+    except NotFound:
+        return None
 def _count(spec: RunSpec) -> int:
     try:
         return micro_batches(spec.batch, spec.micro_batch, spec.workers.high or 1)

@@ -65,14 +65,15 @@ class Sampler:
             here = epochs == epoch
             key = mix(self.seed, int(epoch))
             if self.rows <= _REMEMBERED_ROWS:
-                out[here] = _epoch_order(self.rows, key)[places[here]]
+                out[here] = epoch_order(self.rows, key)[places[here]]
             else:
                 out[here] = permuted(places[here], self.rows, key)
         return out
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(rows: int, key: int) -> Indices:
+def epoch_order(rows: int, key: int) -> Indices:
+    """The whole permutation of `range(rows)`, kept for the next call."""
     return permuted(np.arange(rows, dtype=np.int64), rows, key)
 
 

@@ -128,7 +128,7 @@ class Saver:
     def load(self, loop: Loop, step: int) -> None:
         """Put the state of checkpoint `step` into the loop."""
         state = unpack(self.checkpoints.read(step))
-        if state["plan"] != vars(loop.plan):
+        if ledger.Plan(**state["plan"]) != loop.plan:
             raise RunError(_other_plan(state["plan"], vars(loop.plan)), _PLAN_FIX)
         self._saved_step = step
         loop.adopt(state)

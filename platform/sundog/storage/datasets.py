@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = "data"
 _FILE_BYTES = 128 << 20
+GROUP_BYTES = 2 << 20  # what a reader that streams fetches at once
 _MIGRATIONS: Migrations = {}
 
 
@@ -101,6 +102,7 @@ def write_dataset(
     splits: Mapping[str, pyarrow.Table],
     about: Mapping[str, Any] | None = None,
     *,
+    group_bytes: int = GROUP_BYTES,
     clock: Clock = WALL,
 ) -> Dataset:
     """Write a new version; if the latest one has the same bytes and `about`, that one is returned.
@@ -112,7 +114,7 @@ def write_dataset(
     about = dict(about or {})
     with tempfile.TemporaryDirectory(prefix="sundog-data-") as folder:
         local = {
-            split: _parquet(table, Path(folder), require_name(split, "split"))
+            split: _parquet(table, Path(folder), require_name(split, "split"), group_bytes)
             for split, table in splits.items()
         }
         hashes = {split: tuple(_file_digest(f) for f in files) for split, files in local.items()}
@@ -208,16 +210,17 @@ def _same(
     return dataset if same else None
 
 
-def _parquet(table: pyarrow.Table, folder: Path, split: str) -> list[Path]:
-    """Files of about 128 MiB, so that many readers can share a split."""
+def _parquet(table: pyarrow.Table, folder: Path, split: str, group_bytes: int) -> list[Path]:
+    """Files of about 128 MiB in row groups of `group_bytes`: a split can be shared and streamed."""
     import pyarrow.parquet
 
     num_files = max(1, -(-table.nbytes // _FILE_BYTES))
     rows = max(1, -(-table.num_rows // num_files))
+    group = max(1, table.num_rows // max(1, -(-table.nbytes // group_bytes)))
     paths = []
     for index, start in enumerate(range(0, max(table.num_rows, 1), rows)):
         path = folder / f"{split}-{index:05d}.parquet"
-        pyarrow.parquet.write_table(table.slice(start, rows), path)
+        pyarrow.parquet.write_table(table.slice(start, rows), path, row_group_size=group)
         paths.append(path)
     return paths
 
