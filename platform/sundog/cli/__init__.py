@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sundog import __version__
-from sundog.cli import clusters, cost, jobs, keys, machine, models, runs, services
+from sundog.cli import clusters, cost, jobs, keys, machine, models, rollout, runs, services
 from sundog.cli.output import Output, print_error
 from sundog.errors import SundogError
 
@@ -27,6 +27,7 @@ jobs.register(app)
 runs.register(app)
 app.add_typer(models.app, name="models")
 services.register(app)
+rollout.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(clusters.app, name="cluster")
 cost.register(app)

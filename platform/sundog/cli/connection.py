@@ -13,6 +13,7 @@ from sundog.errors import ClusterError, SpecError
 from sundog.rayapi.local import Endpoints, read_record
 
 if TYPE_CHECKING:
+    from sundog.control.client import ControlClient
     from sundog.storage.root import Root
 
 RootOption = Annotated[
@@ -57,19 +58,37 @@ def cluster() -> Endpoints:
     return found
 
 
-def quiet_ray() -> None:
-    """Ray's client says much while it packs a folder, none of it for the person at this command."""
-    import ray.dashboard.modules.dashboard_sdk as sdk
-
-    for name in ("ray", sdk.__name__):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def gateway() -> str:
     found = endpoints()
     return (
         os.environ.get("SUNDOG_GATEWAY") or (found and found.gateway) or DEFAULT_GATEWAY
     ).rstrip("/")
+
+
+def control() -> ControlClient:
+    """Control, over Ray: inside a job, or beside a Ray that runs on this machine."""
+    import ray
+
+    from sundog.control.client import ControlClient
+
+    found = endpoints()
+    if found is not None:
+        os.environ.update({k: v for k, v in found.env().items() if v})
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ClusterError(
+            "this is kept by the cluster's control, and no Ray runs on this machine",
+            "ask it from inside: ray job submit -- python -m sundog …",
+        )
+    try:
+        ray.init(
+            address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(
+            f"no Ray at {os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}",
+            'is it up? eval "$(sundog env)" in its folder',
+        ) from None
+    return ControlClient()
 
 
 def storage_root(explicit: str | None) -> Root:

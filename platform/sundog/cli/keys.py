@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from typing import Annotated, Any
 
 import typer
 
-from sundog.cli.connection import endpoints
+from sundog.cli.connection import control
 from sundog.cli.output import Json, Output, Yes, age, confirm
 from sundog.clock import WALL
-from sundog.errors import ClusterError, SpecError
+from sundog.errors import SpecError
 
 app = typer.Typer(
     help="API keys of the gateway. With none it serves everybody; with one, only those who have it.",
@@ -19,32 +17,6 @@ app = typer.Typer(
 )
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `sundog keys list` shows it.")]
-
-
-def _control() -> Any:
-    """Control, over Ray: inside a job, or beside a Ray that runs on this machine."""
-    import ray
-
-    from sundog.control.client import ControlClient
-
-    found = endpoints()
-    if found is not None:
-        os.environ.update({k: v for k, v in found.env().items() if v})
-    if not os.environ.get("RAY_ADDRESS"):
-        raise ClusterError(
-            "keys are kept by the cluster's control, and no Ray runs on this machine",
-            "ask it from inside: ray job submit -- python -m sundog keys list",
-        )
-    try:
-        ray.init(
-            address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise ClusterError(
-            f"no Ray at {os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}",
-            'is it up? eval "$(sundog env)" in its folder',
-        ) from None
-    return ControlClient()
 
 
 @app.command()
@@ -72,7 +44,7 @@ def create(
         ttl_s = parse_duration_s(expires) if expires else None
     except ValueError as error:
         raise SpecError(f"--expires: {error}") from None
-    made = _control().create_key(name, scopes=service, rate=rate, burst=burst, ttl_s=ttl_s)
+    made = control().create_key(name, scopes=service, rate=rate, burst=burst, ttl_s=ttl_s)
     out.say(f"{made['key']}\n  shown this once; callers send it as: Authorization: Bearer <key>")
     out.data(made)
 
@@ -84,7 +56,7 @@ def list_keys(as_json: Json = False) -> None:
     Example: sundog keys list
     """
     out, now = Output(as_json), WALL.now_s()
-    rows = _control().keys()
+    rows = control().keys()
     out.data(rows)
     out.table(
         ["id", "name", "services", "rate/s", "state", "age"],
@@ -124,7 +96,7 @@ def rotate(
         overlap_s = parse_duration_s(overlap)
     except ValueError as error:
         raise SpecError(f"--overlap: {error}") from None
-    made = _control().rotate_key(key_id, overlap_s)
+    made = control().rotate_key(key_id, overlap_s)
     out.say(f"{made['key']}\n  shown this once; {key_id} works for {age(overlap_s)} more")
     out.data(made)
 
@@ -137,6 +109,6 @@ def revoke(key_id: KeyId, yes: Yes = False, as_json: Json = False) -> None:
     """
     out = Output(as_json)
     confirm(f"Revoke {key_id}? Its callers get 401 from then on.", yes)
-    _control().revoke_key(key_id)
+    control().revoke_key(key_id)
     out.say(f"revoked {key_id}")
     out.data({"revoked": key_id})

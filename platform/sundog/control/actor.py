@@ -37,6 +37,24 @@ class Control:
         seen = (epoch, version)
         return await asyncio.to_thread(snapshots.wait, gateway, seen, SNAPSHOT_WAIT_S)
 
+    async def report(self, gateway: str, counts: dict[str, Any], lanes: dict[str, Any]) -> None:
+        """What a gateway served since its last report."""
+        counters = self._loop.counters
+        if counters is None:
+            raise ControlUnavailable("control does not lead yet", "report again")
+        counters.report(gateway, counts, lanes)
+
+    async def rollouts(self, verb: str, **arguments: Any) -> Any:
+        """rollout | command | start | rollback, as control/services.py says."""
+        services = self._loop.services
+        if services is None:
+            raise ControlUnavailable(
+                f"control is {self._loop.state}: {self._loop.message}", "try again in a moment"
+            )
+        answer = await asyncio.to_thread(getattr(services, verb), **arguments)
+        self._loop.poke()
+        return answer
+
     async def poke(self) -> None:
         """Something changed: do not wait for the next round."""
         self._loop.poke()

@@ -93,6 +93,21 @@ class ControlClient:
         """Forget a revoked or expired key; with the last one gone, gateways ask for none."""
         self._ask("keys", verb="delete", key_id=key_id)
 
+    def rollout(self, service: str) -> dict[str, Any] | None:
+        """The last rollout: phase, reason, weights, evidence, differences, history."""
+        return self._ask("rollouts", verb="rollout", service=service)
+
+    def command_rollout(self, service: str, command: str, by: str = "") -> dict[str, Any]:
+        """pause | resume | promote | abort."""
+        return self._ask("rollouts", verb="command", service=service, command=command, by=by)
+
+    def start_rollout(self, service: str) -> dict[str, Any]:
+        """Try again the version that was rolled back."""
+        return self._ask("rollouts", verb="start", service=service)
+
+    def rollback(self, service: str, version: str | None = None, by: str = "") -> dict[str, Any]:
+        return self._ask("rollouts", verb="rollback", service=service, version=version, by=by)
+
     def _ask(self, method: str, **arguments: Any) -> Any:
         try:
             actor = ray.get_actor(ACTOR, namespace=NAMESPACE)

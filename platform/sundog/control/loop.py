@@ -15,7 +15,10 @@ from typing import Any
 import psutil
 
 from sundog.clock import WALL
+from sundog.control import webhook
+from sundog.control.counters import Counters
 from sundog.control.keys import Keys
+from sundog.control.rollout import Rollouts
 from sundog.control.services import ServicesController
 from sundog.control.snapshots import Snapshots
 from sundog.errors import ClusterError, LeaseHeld, LeaseLost, SundogError
@@ -53,6 +56,7 @@ class Loop:
         self.services: ServicesController | None = None
         self.snapshots: Snapshots | None = None
         self.keys: Keys | None = None
+        self.counters: Counters | None = None
         self._wake = threading.Event()
 
     def poke(self) -> None:
@@ -80,8 +84,10 @@ class Loop:
             version, _ = store.snapshot("routes")
             self.snapshots = Snapshots(lease.epoch, version, WALL)
             self.keys = Keys(store, lease, WALL)
+            self.counters = Counters(WALL)
+            rollouts = Rollouts(store, lease, self.counters, WALL, webhook.tell)
             self.services = ServicesController(
-                store, lease, self.snapshots, root,
+                store, lease, self.snapshots, rollouts, root,
                 config.get("gateway") or default_address(), WALL,
             )  # fmt: skip
             self._say("leading", "")

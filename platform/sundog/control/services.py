@@ -6,14 +6,18 @@ Observes Serve and the registry, lets serving_plan decide, applies. Run twice it
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from sundog import __version__, telemetry
+from sundog import telemetry
 from sundog.clock import Clock
+from sundog.control.applications import gateway_app, gateway_fault, model_app, model_name
+from sundog.control.applications import versions_of as _versions
+from sundog.control.rollout import Record, Rollouts
 from sundog.control.serving_plan import (
     ANCHOR,
     GATEWAY_APP,
@@ -24,15 +28,27 @@ from sundog.control.serving_plan import (
     Resolved,
     app_name,
     decide,
+    decide_rolling,
+    digest,
+    entry_of,
     route,
     service_of,
+    unheld,
 )
-from sundog.control.serving_plan import digest as spec_digest
 from sundog.control.snapshots import Snapshots
-from sundog.errors import SundogError
+from sundog.control.transition import (
+    follow_alias,
+    outcome,
+    previous_version,
+    rolling_of,
+    starts_rollout,
+    stays,
+    with_fault,
+)
+from sundog.errors import Conflict, NotFound, ServiceError, SundogError
 from sundog.rayapi import serve_apps
-from sundog.serving.gateway import Gateway
-from sundog.serving.replica import Model, describe_signature
+from sundog.serving.replica import describe_signature
+from sundog.serving.rollout_facts import Command
 from sundog.spec import ServiceSpec
 from sundog.storage.models import Registry
 from sundog.storage.root import open_root
@@ -66,6 +82,7 @@ class ServicesController:
         store: Store,
         lease: Lease,
         snapshots: Snapshots,
+        rollouts: Rollouts,
         root: str | None,
         gateway_address: str,
         clock: Clock,
@@ -73,6 +90,9 @@ class ServicesController:
         self._store = store
         self._lease = lease
         self._snapshots = snapshots
+        self._rollouts = rollouts
+        # Commands come from other threads and change what a round reads.
+        self._lock = threading.RLock()
         self._root = root
         self._address = gateway_address
         self._clock = clock
@@ -97,25 +117,22 @@ class ServicesController:
 
     def step(self) -> None:
         seen = self.observe()
-        if seen is None:
-            return
+        if seen is not None:
+            with self._lock:
+                self._step(seen)
+
+    def _step(self, seen: Observation) -> None:
         self._forget(seen)
         self._specs.update(seen.specs)
         self._anchors.update(seen.anchors)
         deploys: dict[str, Any] = {}
         decisions: dict[str, Decision] = {}
         for name, spec in self._specs.items():
-            decision = decide(
-                spec,
-                self._resolve(spec),
-                _versions(seen.apps, name),
-                self._progress.get(name, Progress()),
-            )
-            decisions[name] = decision
-            if decision.deploy is not None:
-                app = app_name(name, decision.deploy.version)
-                deploys[app] = self._model_app(spec, decision.deploy.version)
-                self._hold(spec, decision.deploy.version)
+            decision = decisions[name] = self._decide(spec, _versions(seen.apps, name))
+            for one in decision.deploys:
+                app = app_name(name, one.version)
+                deploys[app] = self._model_app(spec, one.version, one.replicas)
+                self._hold(spec, one.version)
         # Whoever started control wants a gateway: it comes up beside the first replicas.
         if (self._specs or not self._stepped) and self._gateway_is_missing(seen):
             deploys[GATEWAY_APP] = gateway_app(self._address)
@@ -123,10 +140,63 @@ class ServicesController:
             serve_apps.deploy(deploys)
         for name, decision in decisions.items():
             self._remember(name, decision)
+            self._close(name)
         self._publish()
         self._retire(seen, decisions)
         self._retry(seen)
         self._stepped = True
+
+    def _decide(self, spec: ServiceSpec, apps: Mapping[str, App]) -> Decision:
+        """One service's next step; a rollout's new state is stored on the way."""
+        name = spec.service
+        resolved = self._resolve(spec)
+        progress = unheld(resolved, self._progress.get(name, Progress()))
+        resolved, fault = self._held(spec, resolved, progress), ""
+        record = self._rollouts.live(name)
+        if record is None and starts_rollout(spec, resolved, progress):
+            resolved, fault, record = self._begin(spec, resolved, progress, apps)
+        if record is not None:
+            waits = resolved.version if resolved.version is not None else record.plan.candidate
+            if str(waits) == record.plan.baseline and not record.ended:
+                self._rollouts.abort(record, f"{spec.model} is version {waits} again")
+            said = self._rollouts.step(record, apps.get(record.plan.candidate), digest(spec))
+            if not record.ended:
+                return decide_rolling(spec, rolling_of(spec, record, said, waits), apps, progress)
+            progress, resolved = outcome(record, progress, resolved)
+        return with_fault(
+            decide(spec, resolved, apps, progress, keep=self._rollouts.standby(name)), fault
+        )
+
+    def _held(self, spec: ServiceSpec, resolved: Resolved, progress: Progress) -> Resolved:
+        held = progress.held
+        if held is None or str(resolved.version) == held["version"]:
+            return resolved
+        return self._look_up(spec, f"{model_name(spec)}@{held['version']}")
+
+    def _begin(
+        self, spec: ServiceSpec, resolved: Resolved, progress: Progress, apps: Mapping[str, App]
+    ) -> tuple[Resolved, str, Record | None]:
+        """A rollout to the version that the spec names now, or why the running one stays."""
+        running, fault = stays(spec, resolved, progress, apps)
+        if running is not None:
+            return running, fault, None
+        assert progress.active is not None
+        record = self._rollouts.begin(
+            spec.service, model_name(spec), spec.rollout, progress.active, str(resolved.version),
+            entry_of(spec.service, str(resolved.version), resolved),
+        )  # fmt: skip
+        return resolved, "", record
+
+    def _close(self, name: str) -> None:
+        """The outcome is stored with the service: the rollout is over, and aliases follow."""
+        record = self._rollouts.live(name)
+        if record is None or not record.ended:
+            return
+        spec = self._specs[name]
+        if record.state.phase != "promoted":
+            follow_alias(self._registry(spec), spec, record.plan.candidate, record.plan.baseline)
+            self._looked.pop(name, None)
+        self._rollouts.applied(record)
 
     def observe(self) -> Observation | None:
         """None where Serve does not run (any more): then there is nothing to bring about."""
@@ -146,7 +216,7 @@ class ServicesController:
             specs[spec.service] = spec
             anchors[spec.service] = app.name
         gateway = apps.get(GATEWAY_APP)
-        self.gateway_message = _gateway_fault(gateway)
+        self.gateway_message = gateway_fault(gateway)
         return Observation(apps, specs, anchors)
 
     def _forget(self, seen: Observation) -> None:
@@ -157,6 +227,8 @@ class ServicesController:
             self._missing[name] = self._missing.get(name, 0) + 1
             if self._missing[name] >= MISSING_ROUNDS:
                 log.info("service %s: its anchor is gone, it is undeployed", name)
+                self._rollouts.forget(name)
+                self._release_all(name)
                 del self._specs[name], self._missing[name]
                 self._progress.pop(name, None)
                 if self._stored.pop(name, None) is not None:
@@ -178,36 +250,49 @@ class ServicesController:
         now = self._clock.monotonic_s()
         if looked is not None and looked[0] == (spec.model, spec.root) and now < looked[1]:
             return looked[2]
-        found = self._look_up(spec)
+        found = self._look_up(spec, spec.model)
         again_s = now + (0 if open_root(spec.root or self._root).is_local else REMOTE_LOOK_S)
         self._looked[spec.service] = ((spec.model, spec.root), again_s, found)
         return found
 
-    def _look_up(self, spec: ServiceSpec) -> Resolved:
+    def _look_up(self, spec: ServiceSpec, reference: str) -> Resolved:
         try:
-            version = self._registry(spec).get(spec.model)
+            version = self._registry(spec).get(reference)
         except SundogError as error:
             return Resolved(None, str(error))
         key = (spec.service, version.ref)
         if key not in self._resolved:
             self._resolved[key] = Resolved(
-                version.version, "", version.kind, describe_signature(version.signature)
+                version.version,
+                "",
+                version.kind,
+                describe_signature(version.signature),
+                version.name,
             )
         return self._resolved[key]
 
     def _hold(self, spec: ServiceSpec, version: str) -> None:
-        self._registry(spec).hold(_model(spec), int(version), f"{HOLDER}:{spec.service}")
+        self._registry(spec).hold(model_name(spec), int(version), f"{HOLDER}:{spec.service}")
 
     # -- applying
 
-    def _model_app(self, spec: ServiceSpec, version: str) -> Any:
+    def _release_all(self, name: str) -> None:
+        """An undeployed service needs no version any more, wherever its applications went."""
+        spec, progress = self._specs[name], self._progress.get(name, Progress())
+        for version in progress.entries:
+            try:
+                self._registry(spec).release(model_name(spec), int(version), f"{HOLDER}:{name}")
+            except SundogError as error:
+                log.warning("the hold of %s@%s stays: %s", model_name(spec), version, error)
+
+    def _model_app(self, spec: ServiceSpec, version: str, replicas: int) -> Any:
         place = {
             "root": str(open_root(spec.root or self._root).url),
-            "name": _model(spec),
+            "name": model_name(spec),
             "version": int(version),
             "allow_code": spec.allow_code,
         }
-        return model_app(spec, place)
+        return model_app(spec, place, replicas)
 
     def _gateway_is_missing(self, seen: Observation) -> bool:
         gateway = seen.apps.get(GATEWAY_APP)
@@ -216,21 +301,21 @@ class ServicesController:
         view = gateway.deployments.get("Gateway")
         return view is not None and (view.user_config or {}).get("address") != self._address
 
-    def _remember(self, name: str, decision: Decision) -> None:
-        before = self._progress.get(name, Progress())
-        progress = decision.progress
+    def _keep(self, name: str, progress: Progress) -> None:
+        """Into the store, if it is new."""
         self._progress[name] = progress
         spec = self._specs[name].model_dump(mode="json")
-        state = {
-            "active": progress.active, "entries": dict(progress.entries),
-            "state": progress.state, "message": progress.message,
-            "anchor": self._anchors[name],
-        }  # fmt: skip
+        state = {**asdict(progress), "anchor": self._anchors[name]}
         if self._stored.get(name) != (spec, state):
             self._store.put_service(self._lease, name, spec, state)
             self._stored[name] = (spec, state)
+
+    def _remember(self, name: str, decision: Decision) -> None:
+        before = self._progress.get(name, Progress())
+        progress, spec = decision.progress, self._specs[name].model_dump(mode="json")
+        self._keep(name, progress)
         if progress.active != before.active and progress.active is not None:
-            model = f"{_model(self._specs[name])}@{progress.active}"
+            model = f"{model_name(self._specs[name])}@{progress.active}"
             number = self._store.add_revision(
                 self._lease, name, model, spec, decision.why or "its new version is ready"
             )
@@ -302,6 +387,74 @@ class ServicesController:
 
     # -- what people ask
 
+    def rollout(self, service: str) -> dict[str, Any] | None:
+        """The last rollout's document; None before the first. NotFound."""
+        with self._lock:
+            self._spec(service)
+            record = self._rollouts.last(service)
+            return record.document() if record is not None else None
+
+    def command(self, service: str, command: Command, by: str) -> dict[str, Any]:
+        """pause, resume, promote or abort the running rollout; its document."""
+        with self._lock:
+            self._spec(service)
+            return self._rollouts.command(service, command, by).document()
+
+    def start(self, service: str) -> dict[str, Any]:
+        """Try again what was rolled back. Conflict where nothing was."""
+        with self._lock:
+            self._spec(service)
+            progress = self._progress.get(service, Progress())
+            held = progress.held
+            if held is None or self._rollouts.live(service) is not None:
+                raise Conflict(
+                    f"no version of {service!r} waits",
+                    "deploy another version, or move the alias to it: sundog models alias",
+                )
+            self._keep(service, replace(progress, held=None))
+            return {"service": service, "candidate": held["instead_of"]}
+
+    def rollback(self, service: str, version: str | None, by: str) -> dict[str, Any]:
+        """Back to a version at once, without a rollout. NotFound, Conflict, ServiceError."""
+        with self._lock:
+            spec, record = self._spec(service), self._rollouts.live(service)
+            if record is not None and not record.ended:
+                self._rollouts.command(service, "abort", by)
+                if version in (None, record.plan.baseline):
+                    return {"service": service, "version": record.plan.baseline}
+                self._close(service)
+            progress = self._progress.get(service, Progress())
+            target = version or previous_version(
+                self._store.revisions(service), model_name(spec), progress.active
+            )
+            if target is None or target == progress.active:
+                raise ServiceError(
+                    f"{service} has no earlier version" if target is None
+                    else f"{service} answers with version {target} already",
+                    "name another one: sundog rollback SERVICE VERSION; "
+                    f"`sundog models show {model_name(spec)}` lists them",
+                )  # fmt: skip
+            found = self._look_up(spec, f"{model_name(spec)}@{target}")
+            if found.version is None:
+                raise NotFound(found.fault, "`sundog models list` shows what there is")
+            _, fault = stays(spec, found, progress, None)
+            if fault:
+                raise Conflict(fault, "callers would break; deploy it as a service of its own")
+            now = self._resolve(spec).version
+            why = f"rolled back from version {progress.active} to {target} by {by}"
+            held = {"version": target, "instead_of": str(now or progress.active), "why": why}
+            self._keep(service, replace(progress, held=held))
+            follow_alias(self._registry(spec), spec, held["instead_of"], target)
+            self._looked.pop(service, None)
+            return {"service": service, "version": target, "from": progress.active}
+
+    def _spec(self, service: str) -> ServiceSpec:
+        spec = self._specs.get(service)
+        if spec is None:
+            known = ", ".join(sorted(self._specs)) or "none"
+            raise NotFound(f"no deployed service is called {service!r}", f"deployed: {known}")
+        return spec
+
     def listing(self) -> list[dict[str, Any]]:
         """Every service: {service, model, state, message, version, replicas, …}."""
         out = []
@@ -314,71 +467,3 @@ class ServicesController:
                 "gateway_message": self.gateway_message,
             })  # fmt: skip
         return out
-
-
-def gateway_app(address: str) -> Any:
-    from ray import serve
-
-    config = {"address": address}
-    deployment = serve.deployment(
-        Gateway, name="Gateway", num_replicas=1, ray_actor_options={"num_cpus": 0},
-        user_config=config, health_check_period_s=2, graceful_shutdown_timeout_s=20,
-        max_constructor_retry_count=3,
-    )  # fmt: skip
-    return serve_apps.pinned(deployment, f"{__version__}/{address}").bind(config)
-
-
-def model_app(spec: ServiceSpec, place: dict[str, Any]) -> Any:
-    """One model version as a Serve application."""
-    from ray import serve
-
-    options: dict[str, Any] = {"num_cpus": spec.resources.cpus}
-    if spec.resources.gpus:
-        options["num_gpus"] = spec.resources.gpus
-    if spec.resources.gpu:
-        options["accelerator_type"] = spec.resources.gpu
-    if spec.resources.memory:
-        options["memory"] = spec.resources.memory
-    deployment = serve.deployment(
-        Model, name="Model", num_replicas=max(1, spec.replicas.low), ray_actor_options=options,
-        user_config={"digest": spec_digest(spec), "place": place},
-        max_ongoing_requests=64, health_check_period_s=2, graceful_shutdown_timeout_s=30,
-        graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,
-        max_surge_percent=100,
-    )  # fmt: skip
-    version = f"{__version__}/{place['name']}@{place['version']}/{place['root']}/{spec.allow_code}"
-    return serve_apps.pinned(deployment, version).bind(place)
-
-
-def _model(spec: ServiceSpec) -> str:
-    return spec.model.partition("@")[0]
-
-
-def _versions(apps: Mapping[str, serve_apps.AppView], service: str) -> dict[str, App]:
-    out = {}
-    for name, view in apps.items():
-        owner = service_of(name)
-        if owner is None or owner[0] != service:
-            continue
-        model = view.deployments.get("Model")
-        config = (model.user_config or {}) if model is not None else {}
-        message = model.message if model is not None and model.message else view.message
-        out[owner[1]] = App(view.status, brief(message), config.get("digest", ""))
-    return out
-
-
-def _gateway_fault(gateway: serve_apps.AppView | None) -> str:
-    if gateway is None or gateway.status == "RUNNING":
-        return ""
-    view = gateway.deployments.get("Gateway")
-    return brief(view.message if view is not None and view.message else gateway.message)
-
-
-def brief(message: str) -> str:
-    """The last error of a Serve message, without its stack trace."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    for i in range(len(lines) - 1, -1, -1):
-        head, mark, rest = lines[i].partition(": ")
-        if mark and head.rpartition(".")[2][:1].isupper() and " " not in head:
-            return " ".join([rest, *lines[i + 1 : i + 3]])[:600]
-    return (lines[-1] if lines else "")[:600]

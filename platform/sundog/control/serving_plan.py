@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sundog.spec import ServiceSpec
@@ -31,6 +31,7 @@ class Resolved:
     fault: str = ""
     kind: str = ""
     signature: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,38 @@ class App:
     status: str
     message: str
     digest: str
+    replicas: int | None = None
+    replica_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Progress:
     """What is remembered of a service between two rounds.
 
-    `active` answers requests; `entries` describes every version that routes know.
+    `active` answers requests; `entries` describes every version that routes know. `traffic` is what
+    a running rollout asks of the routes; `held` {version, instead_of, why} is a version that
+    answers although the spec names another one, which was rolled back.
     """
 
     active: str | None = None
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     state: str = "starting"
     message: str = ""
+    traffic: Mapping[str, Any] | None = None
+    held: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """A rollout under way, as the plan needs it: who is involved, what routes shall say."""
+
+    baseline: str
+    candidate: str
+    entry: Mapping[str, Any]
+    """of the candidate"""
+    reason: str
+    traffic: Mapping[str, Any]
+    """{weights, mirror, salt, sticky, labels, feedback}"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,7 @@ class Deploy:
     service: str
     version: str
     why: str
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,9 +88,13 @@ class Decision:
     """One service's next step: what to deploy, what to retire once `acked`, what routes say."""
 
     progress: Progress
-    deploy: Deploy | None = None
+    deploys: tuple[Deploy, ...] = ()
     retire: tuple[str, ...] = ()
     why: str = ""
+
+    @property
+    def deploy(self) -> Deploy | None:
+        return self.deploys[0] if self.deploys else None
 
 
 def app_name(service: str, version: str | int) -> str:
@@ -83,35 +108,61 @@ def service_of(app: str) -> tuple[str, str] | None:
 
 
 def digest(spec: ServiceSpec) -> str:
-    """Changes exactly when the replicas of a version have to change."""
-    parts = spec.model_dump(mode="json", include={"replicas", "resources", "allow_code", "root"})
+    """Changes exactly when the replicas of a version have to change; their number is apart."""
+    parts = spec.model_dump(mode="json", include={"resources", "allow_code", "root"})
+    parts["model"] = spec.model.partition("@")[0]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def entry_of(service: str, version: str, resolved: Resolved) -> dict[str, Any]:
+    """What gateways need to know of a version."""
+    return {
+        "app": app_name(service, version),
+        "deployment": "Model",
+        "kind": resolved.kind,
+        "signature": resolved.signature,
+        "model": resolved.model,
+    }
+
+
+def unheld(resolved: Resolved, before: Progress) -> Progress:
+    """Without the hold, once the spec names another version or the held one itself answers."""
+    held = before.held
+    if held is None or resolved.version is None:
+        return before
+    target = str(resolved.version)
+    arrived = target == held["version"] and before.active == target
+    if arrived or target not in (held["version"], held["instead_of"]):
+        return replace(before, held=None)
+    return before
+
+
 def decide(
-    spec: ServiceSpec, resolved: Resolved, apps: Mapping[str, App], before: Progress
+    spec: ServiceSpec,
+    resolved: Resolved,
+    apps: Mapping[str, App],
+    before: Progress,
+    keep: Iterable[str] = (),
+    counts: Mapping[str, int] | None = None,
 ) -> Decision:
-    """The next step of one service. `apps`: its version applications, by version."""
+    """The next step of one service. `apps`: its version applications, by version.
+
+    `keep`: versions that stay although no request goes to them; `counts`: replicas by version,
+    where it is not the least that the spec allows.
+    """
     want = digest(spec)
     entries = dict(before.entries)
     if resolved.version is None:
         active = before.active if before.active in apps else None
         state = "ready" if active is not None else "failed"
         return Decision(
-            Progress(active, _only(entries, apps), state, resolved.fault), why=resolved.fault
+            Progress(active, _only(entries, apps), state, resolved.fault, held=before.held),
+            why=resolved.fault,
         )
     target = str(resolved.version)
     app = apps.get(target)
-    deploy = None
-    if app is None or (app.digest != want and app.status != "DELETING"):
-        why = f"{spec.model} is version {target}" if app is None else "its spec changed"
-        deploy = Deploy(spec.service, target, why)
-    entries[target] = {
-        "app": app_name(spec.service, target),
-        "deployment": "Model",
-        "kind": resolved.kind,
-        "signature": resolved.signature,
-    }
+    deploy = _deploy(spec, target, apps, counts, f"{spec.model} is version {target}")
+    entries[target] = entry_of(spec.service, target, resolved)
     active, state, message = before.active, before.state, ""
     if app is not None and app.status == READY and app.digest == want:
         active, state = target, "ready"
@@ -124,12 +175,60 @@ def decide(
     else:
         state = "ready" if active == target else "rolling"
         message = "" if active == target else f"version {target} is starting"
-    keep = {target, active}
-    retire = tuple(v for v in apps if v not in keep and apps[v].status != "DELETING")
-    entries = {v: e for v, e in entries.items() if v in keep}
+    if not message and state == "ready" and before.held is not None:
+        message = before.held["why"]
+    kept = {target, active, *(v for v in keep if v in apps)}
+    retire = tuple(v for v in apps if v not in kept and apps[v].status != "DELETING")
+    entries = {v: e for v, e in entries.items() if v in kept}
     return Decision(
-        Progress(active, entries, state, message), deploy, retire, deploy.why if deploy else message
+        Progress(active, entries, state, message, held=before.held), deploy, retire,
+        deploy[0].why if deploy else message,
+    )  # fmt: skip
+
+
+def decide_rolling(
+    spec: ServiceSpec,
+    rolling: Rolling,
+    apps: Mapping[str, App],
+    before: Progress,
+    counts: Mapping[str, int] | None = None,
+) -> Decision:
+    """The next step while a rollout is under way: both versions are there, routes share traffic.
+
+    The running version's replicas are not touched by a changed spec before the outcome.
+    """
+    base, new = rolling.baseline, rolling.candidate
+    deploys = _deploy(spec, new, apps, counts, f"{spec.model}: version {new} comes by rollout")
+    if base not in apps:
+        deploys += _deploy(spec, base, apps, counts, f"version {base} answers until the outcome")
+    entries = {v: e for v, e in before.entries.items() if v in (base, new)}
+    entries[new] = rolling.entry
+    active = base if base in apps or before.active == base else None
+    retire = tuple(v for v in apps if v not in (base, new) and apps[v].status != "DELETING")
+    progress = Progress(
+        active, entries, "rolling" if active else "starting", rolling.reason, rolling.traffic
     )
+    return Decision(progress, deploys, retire, rolling.reason)
+
+
+def _deploy(
+    spec: ServiceSpec,
+    version: str,
+    apps: Mapping[str, App],
+    counts: Mapping[str, int] | None,
+    why: str,
+) -> tuple[Deploy, ...]:
+    app = apps.get(version)
+    count = (counts or {}).get(version, max(1, spec.replicas.low))
+    if app is not None and app.status == "DELETING":
+        return ()
+    if app is not None and app.digest != digest(spec):
+        return (Deploy(spec.service, version, "its spec changed", count),)
+    if app is not None and app.replicas in (None, count):
+        return ()
+    if app is not None:
+        why = f"{count} replicas instead of {app.replicas}"
+    return (Deploy(spec.service, version, why, count),)
 
 
 def _only(entries: Mapping[str, Any], apps: Mapping[str, App]) -> dict[str, Any]:
@@ -138,13 +237,17 @@ def _only(entries: Mapping[str, Any], apps: Mapping[str, App]) -> dict[str, Any]
 
 def route(spec: ServiceSpec, progress: Progress) -> dict[str, Any]:
     """What gateways are told about a service."""
+    alone = {progress.active: 1.0} if progress.active is not None else {}
+    traffic = progress.traffic or {"weights": alone}
     return {
         "service": spec.service,
         "model": spec.model,
         "state": progress.state,
         "message": progress.message,
         "versions": {v: dict(e) for v, e in progress.entries.items()},
-        "weights": {progress.active: 1.0} if progress.active is not None else {},
+        "version": progress.active,
+        **traffic,
+        "feedback": "feedback" in spec.rollout.guards,
         "deadline_s": spec.deadline,
         "queue": spec.queue,
         "batch": spec.batch,

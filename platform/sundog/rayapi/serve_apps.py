@@ -26,6 +26,8 @@ class DeploymentView:
     user_config: Any
     replicas_running: int
     replicas_wanted: int
+    replica_ids: frozenset[str] = frozenset()
+    """Of those that run."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,16 @@ def _app(name: str, app: Mapping[str, Any]) -> AppView:
 
 
 def _deployment(details: Mapping[str, Any]) -> DeploymentView:
-    running = sum(1 for r in details["replicas"] if _word(r["state"]) == "RUNNING")
+    running = frozenset(
+        str(r["replica_id"]) for r in details["replicas"] if _word(r["state"]) == "RUNNING"
+    )
     return DeploymentView(
         _word(details["status"]),
         details["message"],
         details["deployment_config"].get("user_config"),
-        running,
+        len(running),
         details["target_num_replicas"],
+        running,
     )
 
 

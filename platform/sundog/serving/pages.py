@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
@@ -16,7 +16,7 @@ from sundog.serving.routes import Routes
 from sundog.serving.stats import Metrics
 
 
-def build_pages(routes: Routes, metrics: Metrics) -> FastAPI:
+def build_pages(routes: Routes, metrics: Metrics, *more: APIRouter) -> FastAPI:
     app = FastAPI(
         title="Sundog",
         version=__version__,
@@ -31,6 +31,9 @@ def build_pages(routes: Routes, metrics: Metrics) -> FastAPI:
             else str(error.detail)
         )
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+
+    for router in more:
+        app.include_router(router)
 
     @app.get("/", summary="What this is")
     def front() -> dict[str, Any]:
@@ -79,7 +82,7 @@ def describe(routes: Routes, name: str) -> dict[str, Any]:
         "model": document["model"],
         "state": document["state"],
         "message": document["message"],
-        "version": next(iter(document["weights"]), None),
+        "version": document.get("version"),
         "replicas": sum(len(r.lane.connections) for r in route.versions.values()),
         "weights": document["weights"],
         "versions": [

@@ -69,6 +69,7 @@ class Plan:
             baseline, candidate, spec.strategy, spec.steps or cls.steps,
             step_s=spec.every, patience_s=spec.patience, guards=spec.guards,
             share=spec.share, differ=spec.differ, standby_s=spec.standby,
+            error_floor=spec.floor, min_requests=spec.requests,
         )  # fmt: skip
 
     @property

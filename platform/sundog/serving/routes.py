@@ -10,14 +10,15 @@ import asyncio
 import difflib
 import logging
 import os
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from sundog.clock import WALL
 from sundog.serving.contract import BadRequest, Contract
 from sundog.serving.lane import SWEEP_S, Lane, Limits
 from sundog.serving.links import Handle, HandleLink, SocketLink
+from sundog.serving.shadow import Shadow
+from sundog.serving.split import Split
 
 log = logging.getLogger("sundog.gateway")
 
@@ -152,23 +153,57 @@ class ServiceRoute:
     def __init__(self, document: dict[str, Any]) -> None:
         self.name: str = document["service"]
         self.versions: dict[str, VersionRoute] = {}
+        self.weights: dict[str, float] = {}
+        self.shadow: Shadow | None = None
+        self._only: str | None = None
+        self._split: Split | None = None
         self.update(document)
 
     def update(self, document: dict[str, Any]) -> None:
         self.document = document
         self.max_body: int = document["max_body"]
-        self.weights: list[tuple[str, float]] = [
-            (v, w) for v, w in document["weights"].items() if w > 0
-        ]
+        weights = {v: w for v, w in document["weights"].items() if w > 0}
+        self._only = next(iter(weights)) if len(weights) == 1 else None
+        # Other snapshots (a key, a message) must not start the sequence anew.
+        if weights != self.weights or list(weights) != list(self.weights):
+            self._split = Split(weights, document.get("salt", ""), os.getpid()) if weights else None
+        self.weights = weights
+        self.sticky: str | None = document.get("sticky")
+        self.keeps_feedback: bool = document.get("feedback", False)
+        self.labels: bool = document.get("labels", False)
+        self._mirror(document.get("mirror"))
 
-    def choose(self) -> VersionRoute | None:
-        """The version that answers the next request; None while there is none."""
-        if len(self.weights) == 1:
-            return self.versions.get(self.weights[0][0])
-        if not self.weights:
+    def _mirror(self, document: dict[str, Any] | None) -> None:
+        if document is None:
+            self.shadow = None
+            return
+        ends = [self.versions.get(document[arm]) for arm in ("baseline", "candidate")]
+        if ends[0] is None or ends[1] is None:
+            self.shadow = None
+        elif self.shadow is None or self.shadow.document != document:
+            self.shadow = Shadow(document, ends[0].lane, ends[1].lane)
+
+    def choose(self, key: str = "") -> VersionRoute | None:
+        """The version that answers the next request (with this sticky key); None while there is
+        none. One without any replica gives its turn to one that has some."""
+        if self._only is not None:
+            return self.versions.get(self._only)
+        if self._split is None:
             return None
-        names, weights = zip(*self.weights, strict=True)
-        return self.versions.get(random.choices(names, weights)[0])
+        found = self.versions.get(self._split.sticky(key) if key else self._split.choose())
+        if found is not None and found.ready:
+            return found
+        others = [self.versions.get(v) for v in self.weights]
+        return next((o for o in others if o is not None and o.ready), found)
+
+    def sticky_key(self, headers: Mapping[bytes, bytes], key_id: str) -> str:
+        """What a request sticks to its version by; empty where it does not."""
+        if self.sticky is None:
+            return ""
+        if self.sticky == "key":
+            return key_id
+        name = self.sticky.removeprefix("header:").lower().encode()
+        return headers.get(name, b"").decode("latin-1")
 
 
 class Routes:
@@ -229,11 +264,12 @@ class Routes:
         return route
 
     def find_version(
-        self, name: str, version: str | None
+        self, name: str, version: str | None, key: str = ""
     ) -> tuple[ServiceRoute, VersionRoute | None]:
+        """The version that was asked for, or the one whose turn it is. BadRequest 404."""
         route = self.find(name)
         if version is None:
-            return route, route.choose()
+            return route, route.choose(key)
         found = route.versions.get(version)
         if found is None:
             served = ", ".join(sorted(route.versions)) or "none yet"

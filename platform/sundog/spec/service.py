@@ -33,6 +33,13 @@ class Rollout(Spec):
         pattern=r"^(key|header:[A-Za-z0-9-]+)$",
     )
     differ: Share = Field(0.02, description="answers that may differ from the running version's")
+    tolerance: float = Field(
+        0.01, ge=0, description="how far numbers may be apart, relatively, and count as equal"
+    )
+    floor: Share = Field(
+        0.0005, gt=0, lt=0.5, description="a rate of errors that is too low to matter"
+    )
+    requests: int = Field(50, ge=1, description="the least number of requests at each step")
     standby: DurationS = Field(3600.0, description="blue-green: how long the old one stays warm")
     webhook: str | None = Field(None, description="URL told when a rollout ends or reverts")
 
@@ -50,6 +57,17 @@ class Rollout(Spec):
             raise ValueError(f"steps [{shown}] must rise; write [1%, 5%, 25%, 50%]")
         if not 0 < self.share < 1:
             raise ValueError("share must lie between 0% and 100%, both excluded; write 50%")
+        if self.strategy == "shadow" and "feedback" in self.guards:
+            raise ValueError(
+                "feedback cannot guard a shadow: nobody gets the mirrored answers; "
+                "guard it by errors, latency and answers"
+            )
+        if not self.guards and self.strategy in ("canary", "blue-green", "shadow"):
+            raise ValueError(
+                f"a {self.strategy} without guards would judge nothing; name at least one"
+            )
+        if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
+            raise ValueError(f"webhook {self.webhook!r} is not a URL; write https://…")
         if len(set(self.guards)) < len(self.guards):
             raise ValueError("guards: each guard once")
         return self

@@ -22,7 +22,16 @@ from sundog.clock import WALL, Clock
 from sundog.errors import FormatTooNew, StorageUnavailable
 from sundog.store import lease as leases
 from sundog.store.lease import Lease
-from sundog.store.tables import EventRow, KeyRow, RevisionRow, RunRow, ServiceRow, SnapshotRow
+from sundog.store.tables import (
+    EventRow,
+    KeyRow,
+    RevisionRow,
+    RolloutRow,
+    RunRow,
+    ScalingRow,
+    ServiceRow,
+    SnapshotRow,
+)
 
 _BUSY_TIMEOUT_S = 10
 
@@ -161,9 +170,10 @@ class Store:
             )
 
     def delete_service(self, lease: Lease, name: str) -> None:
-        """Forget the service; its revisions and events stay."""
+        """Forget the service; its revisions, rollouts and events stay."""
         with self._writing(lease) as session:
             session.execute(delete(ServiceRow).where(ServiceRow.name == name))
+            session.execute(delete(ScalingRow).where(ScalingRow.service == name))
 
     def add_revision(
         self, lease: Lease, service: str, model: str, spec: dict[str, Any], reason: str
@@ -190,6 +200,44 @@ class Store:
                  "created_s": r.created_s}
                 for r in session.scalars(query.order_by(RevisionRow.number))
             ]  # fmt: skip
+
+    # -- rollouts and scaling
+
+    def put_rollout(
+        self, lease: Lease, service: str, number: int, phase: str, document: dict[str, Any]
+    ) -> None:
+        with self._writing(lease) as session:
+            session.merge(
+                RolloutRow(
+                    service=service, number=number, phase=phase, document=document,
+                    updated_s=self._clock.now_s(),
+                )
+            )  # fmt: skip
+
+    def rollouts(self, service: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Newest first: {service, number, phase, updated_s, document}."""
+        query = select(RolloutRow).order_by(RolloutRow.updated_s.desc(), RolloutRow.number.desc())
+        if service is not None:
+            query = query.where(RolloutRow.service == service)
+        with self._reading() as session:
+            return [
+                {"service": r.service, "number": r.number, "phase": r.phase,
+                 "updated_s": r.updated_s, "document": r.document}
+                for r in session.scalars(query.limit(limit))
+            ]  # fmt: skip
+
+    def put_scaling(self, lease: Lease, service: str, version: str, state: dict[str, Any]) -> None:
+        with self._writing(lease) as session:
+            session.merge(
+                ScalingRow(
+                    service=service, version=version, state=state, updated_s=self._clock.now_s()
+                )
+            )
+
+    def scaling(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(service, version) -> the state that was put."""
+        with self._reading() as session:
+            return {(r.service, r.version): r.state for r in session.scalars(select(ScalingRow))}
 
     # -- snapshots
 

@@ -44,6 +44,27 @@ class RevisionRow(Base):
     created_s: Mapped[float] = mapped_column(Float)
 
 
+class RolloutRow(Base):
+    """A rollout, running or ended: plan, state, evidence and outcome are in the document."""
+
+    __tablename__ = "rollouts"
+    service: Mapped[str] = mapped_column(String(63), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    phase: Mapped[str] = mapped_column(String(31), index=True)
+    document: Mapped[dict[str, Any]]
+    updated_s: Mapped[float] = mapped_column(Float)
+
+
+class ScalingRow(Base):
+    """What the scaling decider remembers of one version of a service."""
+
+    __tablename__ = "scaling"
+    service: Mapped[str] = mapped_column(String(63), primary_key=True)
+    version: Mapped[str] = mapped_column(String(31), primary_key=True)
+    state: Mapped[dict[str, Any]]
+    updated_s: Mapped[float] = mapped_column(Float)
+
+
 class SnapshotRow(Base):
     """The last route snapshot, so that versions go on where a restarted control left off."""
 

@@ -1,0 +1,88 @@
+"""Serve applications as control makes and reads them: the gateway's, and one for a model version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sundog import __version__
+from sundog.control.serving_plan import App, service_of
+from sundog.control.serving_plan import digest as spec_digest
+from sundog.rayapi import serve_apps
+from sundog.serving.gateway import Gateway
+from sundog.serving.replica import Model
+from sundog.spec import ServiceSpec
+
+
+def gateway_app(address: str) -> Any:
+    from ray import serve
+
+    config = {"address": address}
+    deployment = serve.deployment(
+        Gateway, name="Gateway", num_replicas=1, ray_actor_options={"num_cpus": 0},
+        user_config=config, health_check_period_s=2, graceful_shutdown_timeout_s=20,
+        max_constructor_retry_count=3,
+    )  # fmt: skip
+    return serve_apps.pinned(deployment, f"{__version__}/{address}").bind(config)
+
+
+def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> Any:
+    """One model version as a Serve application."""
+    from ray import serve
+
+    options: dict[str, Any] = {"num_cpus": spec.resources.cpus}
+    if spec.resources.gpus:
+        options["num_gpus"] = spec.resources.gpus
+    if spec.resources.gpu:
+        options["accelerator_type"] = spec.resources.gpu
+    if spec.resources.memory:
+        options["memory"] = spec.resources.memory
+    deployment = serve.deployment(
+        Model, name="Model", num_replicas=replicas, ray_actor_options=options,
+        user_config={"digest": spec_digest(spec), "place": place},
+        max_ongoing_requests=64, health_check_period_s=2, graceful_shutdown_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,
+        max_surge_percent=100,
+    )  # fmt: skip
+    version = f"{__version__}/{place['name']}@{place['version']}/{place['root']}/{spec.allow_code}"
+    return serve_apps.pinned(deployment, version).bind(place)
+
+
+def model_name(spec: ServiceSpec) -> str:
+    return spec.model.partition("@")[0]
+
+
+def versions_of(apps: Mapping[str, serve_apps.AppView], service: str) -> dict[str, App]:
+    out = {}
+    for name, view in apps.items():
+        owner = service_of(name)
+        if owner is None or owner[0] != service:
+            continue
+        model = view.deployments.get("Model")
+        config = (model.user_config or {}) if model is not None else {}
+        message = model.message if model is not None and model.message else view.message
+        out[owner[1]] = App(
+            view.status,
+            brief(message),
+            config.get("digest", ""),
+            model.replicas_wanted if model is not None else None,
+            model.replica_ids if model is not None else frozenset(),
+        )
+    return out
+
+
+def gateway_fault(gateway: serve_apps.AppView | None) -> str:
+    if gateway is None or gateway.status == "RUNNING":
+        return ""
+    view = gateway.deployments.get("Gateway")
+    return brief(view.message if view is not None and view.message else gateway.message)
+
+
+def brief(message: str) -> str:
+    """The last error of a Serve message, without its stack trace."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    for i in range(len(lines) - 1, -1, -1):
+        head, mark, rest = lines[i].partition(": ")
+        if mark and head.rpartition(".")[2][:1].isupper() and " " not in head:
+            return " ".join([rest, *lines[i + 1 : i + 3]])[:600]
+    return (lines[-1] if lines else "")[:600]

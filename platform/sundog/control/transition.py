@@ -1,0 +1,138 @@
+"""From one version of a service to another: whether by rollout, and what its outcome means.
+
+Values in, values out, except for the alias that follows a version back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sundog.control.rollout import Record
+from sundog.control.serving_plan import App, Decision, Progress, Resolved, Rolling
+from sundog.errors import SundogError
+from sundog.serving.rollout_facts import Decision as Said
+from sundog.spec import ServiceSpec
+from sundog.spec.base import split_reference
+from sundog.storage.models import Registry
+
+log = logging.getLogger("sundog.control")
+
+
+def starts_rollout(spec: ServiceSpec, resolved: Resolved, progress: Progress) -> bool:
+    """Whether another version of the running model is wanted, and by steps."""
+    entry = progress.entries.get(progress.active or "", {})
+    return (
+        spec.rollout.strategy != "all-at-once"
+        and resolved.version is not None
+        and progress.active not in (None, str(resolved.version))
+        and progress.held is None
+        and entry.get("model", resolved.model) == resolved.model
+    )
+
+
+def stays(
+    spec: ServiceSpec, resolved: Resolved, progress: Progress, apps: Mapping[str, App] | None
+) -> tuple[Resolved | None, str]:
+    """The running version, where it must stay before (or instead of) a rollout, and the reason.
+
+    `apps`: None where only the signature is in question.
+    """
+    active = progress.active
+    entry = progress.entries.get(active or "")
+    if active is None or entry is None:
+        return None, ""
+    running = _resolved(active, entry)
+    if apps is not None and active not in apps:
+        return running, ""
+    if entry["signature"] != resolved.signature:
+        return running, (
+            f"version {resolved.version} was not rolled out: it takes and gives "
+            f"{_words(resolved.signature)}, version {active} {_words(entry['signature'])}; "
+            "deploy it as a service of its own, or with `rollout: {strategy: all-at-once}`"
+        )
+    return None, ""
+
+
+def _resolved(version: str, entry: Mapping[str, Any]) -> Resolved:
+    return Resolved(
+        int(version), "", entry["kind"], entry["signature"], str(entry.get("model", ""))
+    )
+
+
+def _words(signature: Mapping[str, Any]) -> str:
+    def tensors(rows: Sequence[Mapping[str, Any]]) -> str:
+        return ", ".join(f"{t['name']} {t['datatype']} {list(t['shape'])}" for t in rows)
+
+    return f"{tensors(signature['inputs'])} -> {tensors(signature['outputs'])}"
+
+
+def rolling_of(spec: ServiceSpec, record: Record, said: Said, waits: int | str) -> Rolling:
+    """What the plan and the routes need of a rollout that is under way."""
+    plan = record.plan
+    reason = f"rollout to version {plan.candidate}: {said.reason}"
+    if str(waits) not in (plan.baseline, plan.candidate):
+        reason += f"; version {waits} waits for its end"
+    mirror = None
+    if said.mirror > 0:
+        mirror = {
+            "baseline": plan.baseline, "candidate": plan.candidate, "share": said.mirror,
+            "tolerance": record.spec.tolerance,
+        }  # fmt: skip
+    traffic = {
+        # The candidate first: who is on it by a sticky key stays when its share grows.
+        "weights": {
+            v: said.weights[v] for v in (plan.candidate, plan.baseline) if said.weights[v] > 0
+        },
+        "salt": f"{record.service}/{record.number}",
+        "sticky": record.spec.sticky,
+        "mirror": mirror,
+        "labels": "answers" in plan.guards,
+    }
+    return Rolling(plan.baseline, plan.candidate, record.entry, reason, traffic)
+
+
+def outcome(record: Record, progress: Progress, resolved: Resolved) -> tuple[Progress, Resolved]:
+    """The service once the rollout has ended: who answers, and what is held back."""
+    plan, state = record.plan, record.state
+    promoted = state.phase == "promoted"
+    winner = plan.candidate if promoted else plan.baseline
+    entries = {**progress.entries, plan.candidate: record.entry}
+    entry = entries.get(winner, record.entry)
+    held = None
+    if not promoted:
+        why = f"version {plan.candidate} does not answer: {state.reason}"
+        held = {"version": plan.baseline, "instead_of": plan.candidate, "why": why}
+    after = replace(progress, active=winner, entries=entries, held=held, traffic=None)
+    return after, _resolved(winner, entry)
+
+
+def with_fault(decision: Decision, fault: str) -> Decision:
+    if not fault:
+        return decision
+    return replace(decision, progress=replace(decision.progress, message=fault))
+
+
+def previous_version(
+    revisions: Sequence[Mapping[str, Any]], model: str, active: str | None
+) -> str | None:
+    """What answered before the present version, from the service's history."""
+    for revision in reversed(revisions):
+        name, version = split_reference(str(revision["model"]))
+        if name == model and version != active:
+            return version
+    return None
+
+
+def follow_alias(registry: Registry, spec: ServiceSpec, left: str, to: str) -> None:
+    """The alias that the service follows goes where its traffic went, if it still is at `left`."""
+    model, alias = split_reference(spec.model)
+    if alias == "latest" or alias.isdigit():
+        return
+    try:
+        registry.set_alias(model, alias, int(to), expect=int(left))
+    except SundogError as error:
+        # Somebody moved it on in the meantime: theirs is the newer wish.
+        log.info("the alias %s of %s stays: %s", alias, model, error)

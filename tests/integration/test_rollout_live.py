@@ -1,0 +1,121 @@
+"""Rollouts on a real Serve under steady load: good versions get through, bad ones come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rollout_kit import register, row, steady, until
+from serving_kit import processes, serve_status, wait_for, wait_ready, write_deployment
+
+from sundog.control import serve_files
+from sundog.storage.models import Registry
+from sundog.storage.root import open_root
+
+CANARY = {
+    "strategy": "canary", "steps": [0.1, 0.5], "guards": ["errors"], "every": "2s",
+    "floor": 0.01, "patience": "5min",
+}  # fmt: skip
+
+
+class Service:
+    """One service at model `name`@champion, deployed with a rollout spec; version 1 answers."""
+
+    def __init__(self, ray, tmp, name, rollout, **first):
+        self.ray, self.tmp, self.name = ray, tmp, name
+        self.root, self.gateway = ray.endpoints.root, ray.endpoints.gateway
+        self.registry = Registry(open_root(self.root))
+        register(self.root, name, tmp, alias="champion", **first)
+        self.deploy(rollout)
+        wait_ready(self.gateway, name)
+
+    def deploy(self, rollout, **more):
+        spec = {
+            "service": self.name, "model": f"{self.name}@champion", "allow_code": True,
+            "rollout": rollout, **more,
+        }  # fmt: skip
+        file = write_deployment(self.tmp / f"{self.name}.yaml", spec)
+        serve_files.deploy_file(file, self.ray.endpoints.dashboard)
+
+    def release(self, **faults):
+        """Register the next version and move the alias to it."""
+        return register(self.root, self.name, self.tmp, alias="champion", **faults)
+
+    def steady(self, **how):
+        return steady(self.gateway, self.name, **how)
+
+    def cli(self, *words, code=0):
+        command = [str(Path(sys.executable).parent / "sundog"), *words]
+        environment = {
+            **self.ray.environment(), "RAY_ADDRESS": self.ray.endpoints.gcs,
+            "SUNDOG_GATEWAY": self.gateway,
+        }  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def row(self):
+        return row(self.gateway, self.name)
+
+    def ended(self, word, timeout_s=120):
+        return until(f"{self.name} {word}", lambda: word in self.cli(
+            "rollout", "status", self.name).splitlines()[0], timeout_s)  # fmt: skip
+
+    def undeploy(self):
+        serve_files.undeploy(self.name, self.ray.endpoints.dashboard)
+        wait_for("gone", lambda: not any(a.startswith(f"{self.name}--") for a in
+                                         serve_status(self.ray)))  # fmt: skip
+
+
+@pytest.fixture
+def service(local_ray, tmp_path):
+    made = []
+
+    def make(name, rollout, **first):
+        made.append(Service(local_ray, tmp_path, name, rollout, **first))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.undeploy()
+
+
+def test_a_good_version_is_promoted_although_control_is_killed_and_nobody_notices(
+    service, local_ray
+):
+    digits = service("canary-good", CANARY)
+    with digits.steady() as seen:
+        digits.release()
+        until("both answer", lambda: seen.answers["2"] > 20)
+        [control] = processes(local_ray, "ray::Control")
+        os.kill(control.pid, signal.SIGKILL)
+        until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
+        until("version 1 is away", lambda: "canary-good--v1" not in serve_status(local_ray))
+    assert not seen.failures
+    words = digits.cli("rollout", "status", "canary-good")
+    assert "promoted" in words
+    assert "errors" in words
+    # Long after promotion: back at once, and the alias follows.
+    digits.cli("rollback", "canary-good", "--yes")
+    until("back on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
+    assert digits.registry.aliases("canary-good")["champion"] == 1
+    assert "no rollout" in digits.cli("rollout", "abort", "canary-good", "--yes", code=1)
+
+
+def test_a_version_with_errors_comes_back_and_few_have_met_it(service):
+    digits = service("canary-bad", CANARY)
+    with digits.steady() as seen:
+        digits.release(fail_every=20)
+        digits.ended("rolled back")
+        until("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
+        before = seen.failed
+        count = seen.total
+        until("load goes on", lambda: seen.total > count + 300)
+    assert 0 < before == seen.failed <= 60
+    assert all("500" in words for words in seen.failures)
+    assert digits.registry.aliases("canary-bad")["champion"] == 1
+    assert "does not answer" in digits.row()["message"]
