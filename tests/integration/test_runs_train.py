@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from check_docs import blocks
 
 from sundog.errors import RunBusy, SundogError
 from sundog.runs.verify import verify
@@ -119,16 +120,21 @@ def test_a_run_trains_registers_and_is_not_done_twice(local_ray, folder, root):
     assert nothing_is_left(local_ray)
 
 
-@pytest.mark.slow
-def test_a_recipe_of_the_user_s_own_folder(local_ray, root, tmp_path):
-    (tmp_path / "mine.py").write_text(
-        (REPO / "jobs/recipes/digits.py").read_text().replace("class Digits", "class Mine")
-    )
-    name = spec(tmp_path, "mine", recipe="mine:Mine", steps=20, workers=1)
-    (tmp_path / "go.py").write_text("import sundog; sundog.train()")
-    code, text = submit(local_ray, tmp_path, f"python go.py {name} --run-id mine-1")
-    assert code == 0, text
-    assert RunFolder(root, "mine-1").record()["step"] == 20
+def test_the_readme_s_own_recipe_trains_in_a_folder_of_its_own(local_ray, root, tmp_path):
+    for block in blocks((REPO / "README.md").read_text()):
+        if block.file.startswith("mine/"):
+            (tmp_path / Path(block.file).name).write_text(block.body)
+    answer = subprocess.run(
+        [BIN / "sundog", "train", "wine.yaml", "--json"],
+        cwd=tmp_path, env=local_ray.environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    said = json.loads(answer.stdout)
+    assert said["state"] == "SUCCEEDED"
+    record = RunFolder(root, said["run_id"]).record()
+    assert record["step"] == 200
+    assert record["model"] == said["model"]
+    assert Registry(root).get(said["model"]).metrics["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(

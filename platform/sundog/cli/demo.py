@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 import psutil
 
 from sundog import telemetry
-from sundog.cli.connection import quiet_ray
 from sundog.cli.output import Output
 from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SundogError
+from sundog.rayapi.cluster import quiet
 from sundog.rayapi.local import LocalRay
 
 _NEEDED = ("jobs/train.py", "jobs/specs/digits.yaml", "deployments/digits.yaml")
@@ -258,7 +258,7 @@ class Demo:
     def _submit(self, entrypoint: str) -> None:
         from sundog.runs import client
 
-        quiet_ray()
+        quiet()
         dashboard = self.ray.endpoints.dashboard
         job_id = client.submit(entrypoint, address=dashboard, working_dir=".")
         for line in client.follow(job_id, address=dashboard, poll_s=0.2):

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from sundog import spec as specs
-from sundog.cli.connection import cluster, quiet_ray
+from sundog.cli.connection import cluster
 from sundog.cli.output import Json, Output
-from sundog.errors import SpecError
+from sundog.errors import SpecError, SundogError
+from sundog.rayapi.cluster import quiet
+from sundog.rayapi.local import Endpoints
 
 SpecFile = Annotated[str, typer.Argument(help="The spec (YAML).")]
 RunId = Annotated[
@@ -29,7 +31,6 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", help="Submit and return 
 
 def register(app: typer.Typer) -> None:
     app.command()(train)
-    app.command()(sweep)
     app.command()(batch)
     app.command()(ingest)
 
@@ -131,16 +132,17 @@ def _job(
     # A typo is found here, before anything is shipped.
     spec = specs.load(inside, model)
     requirements = getattr(spec.run if kind == "sweep" else spec, "requirements", ())
-    raise typer.Exit(_submit(kind, options, where, requirements, detach, Output(as_json)))
+    wanted = root or (spec.run if kind == "sweep" else spec).root
+    raise typer.Exit(_submit(kind, options, where, requirements, detach, wanted, Output(as_json)))
 
 
 def _submit(
     kind: str, options: list[str], working_dir: Path, requirements: tuple[str, ...],
-    detach: bool, out: Output,
+    detach: bool, root: str | None, out: Output,
 ) -> int:  # fmt: skip
     from sundog.runs import client
 
-    quiet_ray()
+    quiet()
     found = cluster()
     entrypoint = f"python -m sundog {kind} {shlex.join(options)}"
     job_id = client.submit(
@@ -157,5 +159,20 @@ def _submit(
     except KeyboardInterrupt:
         out.say(f"\n{job_id} goes on; stop it with: ray job stop {job_id}")
         return 130
-    out.data({"job_id": job_id, "state": "SUCCEEDED"})
+    about = _run_of(job_id, found, root)
+    out.data({"job_id": job_id, "state": "SUCCEEDED", **about})
     return 0
+
+
+def _run_of(job_id: str, found: Endpoints, root: str | None) -> dict[str, Any]:
+    """The run that the job drove, where its storage root is within reach of this command."""
+    from sundog.storage.root import open_root
+    from sundog.storage.runs import list_runs
+
+    try:
+        where = root or found.root
+        records = list_runs(open_root(where)) if where else []
+    except SundogError:
+        return {}
+    mine = next((r for r in records if r.get("job_id") == job_id), None)
+    return {k: mine.get(k) for k in ("run_id", "model", "metrics")} if mine else {}

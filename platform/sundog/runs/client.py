@@ -145,7 +145,10 @@ def _talking(address: str | None) -> Iterator[Any]:
             ) from None
         raise ClusterError(f"{where} refuses: {_first(error)}", fix) from None
     except ValueError as error:
-        raise ClusterError(f"the job cannot be submitted: {_first(error)}") from None
+        raise ClusterError(
+            f"the job cannot be submitted: {_first(error)}",
+            "see what it is made of: ray job submit --help",
+        ) from None
 
 
 def _first(error: Exception) -> str:

@@ -82,7 +82,10 @@ def split(
     """The rows in a fixed shuffled order, cut by `shares`; what rounding leaves goes to the first."""
     rows = table.num_rows
     if rows < len(shares):
-        raise SundogError(f"{rows} rows cannot be split into {', '.join(shares)}")
+        raise SundogError(
+            f"{rows} rows cannot be split into {', '.join(shares)}",
+            "give more rows, or a folder with one file for each split",
+        )
     total = sum(shares.values())
     order = permuted(np.arange(rows), rows, mix(seed, rows))
     counts = {name: max(1, int(rows * share / total)) for name, share in shares.items()}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sundog import __version__
 from sundog.errors import Corrupt, FormatTooNew, SundogError
 
 FORMAT = 1
@@ -22,8 +23,12 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 def encode(document: Mapping[str, Any], format: int = FORMAT) -> bytes:
-    """Indented JSON, `format` first; NaN and infinities become words that `number` reads back."""
-    body = {"format": format, **{k: v for k, v in document.items() if k != "format"}}
+    """Indented JSON, `format` first; NaN and infinities become words that `number` reads back.
+
+    `sundog` is the version that wrote it, for whoever cannot read it to know which one can.
+    """
+    stamp = {"format": format, "sundog": __version__}
+    body = stamp | {k: v for k, v in document.items() if k not in stamp}
     return (json.dumps(_plain(body), indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -41,14 +46,22 @@ def decode(
             f"{key} is not a document of Sundog", fix="restore it from a copy, or delete it"
         )
     if format > newest:
+        writer = document.get("sundog", "a later one")
         raise FormatTooNew(
-            f"{key} has format {format}, this Sundog reads up to {newest}: a later one wrote it",
-            fix="upgrade Sundog here: pip install --upgrade sundog",
+            f"{key} has format {format}, this Sundog ({__version__}) reads up to {newest}: "
+            f"{writer} wrote it",
+            fix=f"upgrade Sundog here: pip install 'sundog>={writer}'"
+            if "sundog" in document
+            else "upgrade Sundog here: pip install --upgrade sundog",
         )
+    document.pop("sundog", None)
     while format < newest:
         step = (migrations or {}).get(format)
         if step is None:
-            raise Corrupt(f"{key} has format {format}, which no Sundog ever wrote")
+            raise Corrupt(
+                f"{key} has format {format}, which no Sundog ever wrote",
+                fix="restore it from a copy, or delete it",
+            )
         document = step(document)
         format += 1
     return {**document, "format": newest}

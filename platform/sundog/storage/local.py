@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from sundog.errors import AlreadyExists, Conflict, StorageUnavailable
-from sundog.storage.root import HIDDEN, Entry, Root, arriving, checked, folder, missing
+from sundog.storage.root import HIDDEN, REREAD, Entry, Root, arriving, checked, folder, missing
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -93,12 +93,14 @@ class LocalRoot(Root):
             try:
                 return self.create(key, data)
             except AlreadyExists:
-                raise Conflict(f"{key} was created by somebody else in between") from None
+                raise Conflict(
+                    f"{key} was created by somebody else in between", fix=REREAD
+                ) from None
         with self._explained("write", key), self._staged(data) as staged, self._locked(key):
             path = self.local_path(key)
             now = _etag(path.read_bytes()) if path.is_file() else None
             if now != etag:
-                raise Conflict(f"{key} was changed by somebody else in between")
+                raise Conflict(f"{key} was changed by somebody else in between", fix=REREAD)
             self._place(staged, key, os.replace)
         return _etag(data)
 

@@ -30,7 +30,10 @@ def commit_next(
         except AlreadyExists:
             continue
         return number
-    raise SundogError(f"no free version number for {prefix} in {attempts} attempts")
+    raise SundogError(
+        f"no free version number for {prefix} in {attempts} attempts",
+        fix="many write it at once: try again",
+    )
 
 
 def near(root: Root, what: str, folder: str, name: str) -> NotFound:

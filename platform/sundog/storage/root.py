@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 HIDDEN = "."
+REREAD = "read it again, and change what is there now"
 """Top-level names that start with this are the root's own: staging files and locks."""
 
 _NOT_YET = {

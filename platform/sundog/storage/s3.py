@@ -24,7 +24,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from sundog.errors import AlreadyExists, Conflict, StorageUnavailable
-from sundog.storage.root import HIDDEN, Entry, Root, arriving, checked, folder, missing
+from sundog.storage.root import HIDDEN, REREAD, Entry, Root, arriving, checked, folder, missing
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -191,7 +191,7 @@ class S3Root(Root):
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         written = self._put_if(key, data, **condition)
         if written is None:
-            raise Conflict(f"{key} was changed by somebody else in between")
+            raise Conflict(f"{key} was changed by somebody else in between", fix=REREAD)
         return written
 
     def upload(self, path: Path, key: str) -> None:

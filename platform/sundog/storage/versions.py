@@ -83,8 +83,14 @@ def _version(document: Document, key: str) -> ModelVersion:
             sizes=document.get("sizes", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"{key} is not a model version: {error!r}") from error
+        raise Corrupt(
+            f"{key} is not a model version: {error!r}",
+            fix="restore it from a copy, or register the model again",
+        ) from error
     # A delete removes everything below this, so it must be the version's own.
     if not version.files_at.startswith(place_of_files(version.name, "x")[:-1]):
-        raise Corrupt(f"{key} names files outside its model: {version.files_at}")
+        raise Corrupt(
+            f"{key} names files outside its model: {version.files_at}",
+            fix="do not trust it: register the model again",
+        )
     return version

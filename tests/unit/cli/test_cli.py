@@ -231,7 +231,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     there = Endpoints("127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3", "", "")
     for module in (connection, jobs):
         monkeypatch.setattr(module, "cluster", lambda: there)
-    monkeypatch.setattr(jobs, "quiet_ray", lambda: None)
+    monkeypatch.setattr(jobs, "quiet", lambda: None)
     monkeypatch.setattr(client, "submit", lambda what, **more: calls.append({"do": what, **more}))
     monkeypatch.setattr(client, "cancel", lambda what, **more: calls.append({"do": what, **more}))
     return calls

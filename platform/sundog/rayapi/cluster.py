@@ -1,0 +1,23 @@
+"""What this process's Ray says of its cluster, and how much Ray says unasked.
+
+Private parts of Ray: the autoscaler's configuration in the GCS, and the name of one of its loggers.
+"""
+
+from __future__ import annotations
+
+import logging
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may bring what is missing now."""
+    from ray._private.state import state
+
+    return bool(state.get_max_resources_from_cluster_config())
+
+
+def quiet() -> None:
+    """Ray's client says much while it packs a folder, none of it for the person at a command."""
+    import ray.dashboard.modules.dashboard_sdk as sdk
+
+    for name in ("ray", sdk.__name__):
+        logging.getLogger(name).setLevel(logging.ERROR)
