@@ -27,6 +27,7 @@ TRIAL_FINISHED: Final = "trial.finished"
 # Metrics of the gateway (Prometheus names).
 GATEWAY_REQUESTS: Final = "sundog_gateway_requests_total"
 GATEWAY_LATENCY_S: Final = "sundog_gateway_latency_seconds"
+GATEWAY_TOKENS: Final = "sundog_gateway_tokens_total"
 GATEWAY_IN_FLIGHT: Final = "sundog_gateway_in_flight"
 GATEWAY_QUEUED: Final = "sundog_gateway_queued"
 GATEWAY_REPLICAS: Final = "sundog_gateway_replicas"

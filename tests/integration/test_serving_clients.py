@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from serving_kit import (
     WIDTH,
+    ask_control,
     register_python,
     register_scale,
     register_stream,
@@ -217,28 +218,6 @@ def test_metrics_and_the_access_log(gateway, local_ray):
 
     row = wait_for("the line", logged)[-1]
     assert (row["service"], row["version"], row["status"]) == ("scale", "1", 200)
-
-
-KEY_SCRIPT = """
-import json, sys, ray
-from sundog.control.client import ControlClient
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
-client = ControlClient()
-print(json.dumps(getattr(client, sys.argv[2])(**json.loads(sys.argv[3]))))
-"""
-
-
-def ask_control(local_ray, method, **arguments):
-    """In a process of its own: this one stays free of a Ray connection."""
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-c", KEY_SCRIPT, local_ray.endpoints.gcs, method, json.dumps(arguments)],
-        env=local_ray.environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def test_keys_lock_the_gateway_and_leave_no_trace(gateway, local_ray):

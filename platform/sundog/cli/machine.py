@@ -112,6 +112,10 @@ def up(
     gateway: Annotated[
         str, typer.Option("--gateway", help="Where the gateway shall listen.")
     ] = DEFAULT_GATEWAY,
+    grpc: Annotated[
+        str | None,
+        typer.Option("--grpc", help="Where the gateway speaks gRPC, or off; else a free port."),
+    ] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", help="CPUs for Ray; else all.")] = None,
     with_demo: Annotated[
         bool, typer.Option("--demo", help="First train, register and deploy the digits demo.")
@@ -135,9 +139,14 @@ def up(
     where = root or (home() / "root").as_uri()
     (home() / "root").mkdir(parents=True, exist_ok=True)
     address = _free_gateway(gateway)
+    grpc_address = "" if grpc == "off" else grpc
+    if grpc_address:
+        grpc_address = _free_gateway(f"http://{grpc_address}", "--grpc ").removeprefix("http://")
     _end_like_ctrl_c()
     token = write_token(home() / "token")
-    with LocalRay(where, num_cpus=cpus, gateway=address, token_path=token) as ray:
+    with LocalRay(
+        where, num_cpus=cpus, gateway=address, gateway_grpc=grpc_address, token_path=token
+    ) as ray:
         write_record(home(), ray.endpoints)
         try:
             if with_demo:
@@ -178,7 +187,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _free_gateway(address: str) -> str:
+def _free_gateway(address: str, option: str = "--gateway http://") -> str:
     """`address`, if its port is free; otherwise an error that says how to choose another."""
     import socket
     from urllib.parse import urlsplit
@@ -187,7 +196,9 @@ def _free_gateway(address: str) -> str:
         parts = urlsplit(address)
         host, port = parts.hostname or "127.0.0.1", parts.port or 8420
     except ValueError as error:
-        raise SpecError(f"--gateway {address}: {error}", "write http://127.0.0.1:8420") from None
+        raise SpecError(
+            f"{address} is no address: {error}", f"write {option}127.0.0.1:8420"
+        ) from None
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -195,6 +206,6 @@ def _free_gateway(address: str) -> str:
         except OSError as error:
             raise ClusterError(
                 f"the gateway cannot listen on {host}:{port}: {error.strerror}",
-                f"choose another: sundog up --gateway http://{host}:{port + 1}",
+                f"choose another: sundog up {option}{host}:{port + 1}",
             ) from None
     return f"http://{host}:{port}"

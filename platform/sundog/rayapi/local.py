@@ -40,6 +40,8 @@ class Endpoints:
     root: str
     token_path: str
     pid: int = 0
+    gateway_grpc: str = ""
+    """`host:port`; empty: the gateway speaks no gRPC"""
 
     def env(self) -> dict[str, str]:
         """Variables that make Ray's own CLIs and curl work as printed."""
@@ -51,6 +53,8 @@ class Endpoints:
             "SUNDOG_ROOT": self.root,
             "SUNDOG_GATEWAY": self.gateway,
         }
+        if self.gateway_grpc:
+            variables["SUNDOG_GATEWAY_GRPC"] = self.gateway_grpc
         if self.gcs.startswith("127."):
             # A driver on this machine. Ray otherwise swaps 127.0.0.1 for the machine's address, on
             # which nothing of ours listens.
@@ -96,6 +100,7 @@ class LocalRay:
         num_cpus: int | None = None,
         object_store_bytes: int = 512 * 2**20,
         gateway: str | None = None,
+        gateway_grpc: str | None = None,
         token_path: Path | None = None,
     ) -> None:
         self.num_cpus = num_cpus or os.cpu_count() or 1
@@ -105,7 +110,7 @@ class LocalRay:
         self._object_store_bytes = object_store_bytes
         self._process: subprocess.Popen[bytes] | None = None
         token = write_token(token_path or self.temp_dir / "token")
-        gcs, dashboard, client, agent, metrics, runtime_env, gateway_port = free_ports(7)
+        gcs, dashboard, client, agent, metrics, runtime_env, gateway_port, grpc_port = free_ports(8)
         self._ports = {
             "port": gcs,
             "dashboard-port": dashboard,
@@ -120,6 +125,7 @@ class LocalRay:
             gateway=gateway or f"http://127.0.0.1:{gateway_port}",
             root=root,
             token_path=str(token),
+            gateway_grpc=f"127.0.0.1:{grpc_port}" if gateway_grpc is None else gateway_grpc,
         )
 
     def environment(self) -> dict[str, str]:

@@ -138,6 +138,24 @@ class Contract:
             raise BadRequest(f"{len(tail)} bytes after the last binary tensor belong to none")
         return self._finish(document, raw, shapes)
 
+    def take(
+        self, given: Sequence[dict[str, Any]], raws: Sequence[bytes], document: dict[str, Any]
+    ) -> Parsed:
+        """Tensors whose raw bytes come beside their descriptions. Raises BadRequest.
+
+        `given`: name, datatype and shape of each; `document`: `id` and `outputs`, as in JSON.
+        """
+        raw: list[bytes | memoryview | None] = [None] * len(self.inputs)
+        shapes: list[Any] = [None] * len(self.inputs)
+        for item, data in zip(given, raws, strict=True):
+            i = self._place(item, raw)
+            shape = shapes[i] = self._shape(self.inputs[i], item)
+            try:
+                raw[i] = _binary(self.inputs[i], shape, len(data), memoryview(data))
+            except BadTensor as error:
+                raise BadRequest(f"input {self.inputs[i].name!r}: {error}") from None
+        return self._finish(document, raw, shapes)
+
     def _place(self, item: Any, raw: Sequence[Any]) -> int:
         if not isinstance(item, dict):
             raise BadRequest("an input is not an object with name, shape, datatype and data")
@@ -259,6 +277,12 @@ class Contract:
 
     # -- answers
 
+    def chosen(self, parsed: Parsed) -> Sequence[int]:
+        """Which outputs the request asks for, as places in the signature."""
+        if parsed.outputs is None:
+            return range(len(self.outputs))
+        return [self._out_index[name] for name in parsed.outputs]
+
     def write(
         self,
         parsed: Parsed,
@@ -273,10 +297,7 @@ class Contract:
             parts += (b',"id":', orjson.dumps(parsed.id))
         parts.append(b',"outputs":[')
         tail: list[bytes | memoryview] = []
-        wanted = parsed.outputs
-        for n, i in enumerate(
-            range(len(outputs)) if wanted is None else [self._out_index[w] for w in wanted]
-        ):
+        for n, i in enumerate(self.chosen(parsed)):
             datatype, shape, raw = outputs[i]
             name = self.outputs[i].name
             parts += (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -20,10 +21,16 @@ from sundog.clock import WALL
 from sundog.errors import ServiceError
 from sundog.rayapi import serve_ports, serve_targets, session
 from sundog.security.keys import KeyRing
+from sundog.serving import feedback
 from sundog.serving.access_log import FLUSH_S, AccessLog
+from sundog.serving.calls import Calls
+from sundog.serving.feedback import Remembered
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
+from sundog.serving.lane import Lane
+from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
+from sundog.serving.passthrough import Passthrough, upstreams_of
 from sundog.serving.routes import Routes
 from sundog.serving.stats import Metrics
 
@@ -87,7 +94,8 @@ class Gateway:
 
     def __init__(self, config: dict[str, Any]) -> None:
         serve_ports.bind_to_node()
-        self._listener = bind(config["address"])
+        self._address: str = config["address"]
+        self._listener = bind(self._address)
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,15 +120,29 @@ class Gateway:
         routes = Routes(serve_targets.watch, _Handle)
         keys, metrics = KeyRing(), Metrics()
         access = AccessLog(access_log_path())
-        self.app = GatewayApp(routes, keys, build_pages(routes, metrics), metrics, access)
+        observer, remembered = Observer(), Remembered()
+        pages = build_pages(routes, metrics, feedback.router(remembered, observer, keys))
+        calls = self.calls = Calls(routes, keys, metrics, access, observer, remembered)
+        upstreams = upstreams_of(os.environ.get("SUNDOG_UPSTREAMS", ""))
+        openai = Passthrough(calls, upstreams) if upstreams else None
+        self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
         background = [
-            asyncio.create_task(follow_control(routes, keys)),
+            asyncio.create_task(follow_control(routes, keys, self._address)),
+            asyncio.create_task(report_forever(routes, observer)),
             asyncio.create_task(routes.sweep_forever()),
             asyncio.create_task(flush_forever(access)),
         ]
+        grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
+        grpc = None
+        if grpc_address:
+            from sundog.serving import grpc_server
+
+            grpc = await grpc_server.start(calls, grpc_address)
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
+        if grpc is not None:
+            await grpc.stop(DRAIN_S)
         for task in background:
             task.cancel()
         access.flush()
@@ -137,7 +159,7 @@ class Gateway:
         loop = getattr(self, "_loop", None)
         if loop is None or not self._thread.is_alive():
             return
-        self.app.closing = True
+        self.calls.closing = True
         loop.call_soon_threadsafe(setattr, self._server, "should_exit", True)
         await asyncio.to_thread(self._thread.join, DRAIN_S)
 
@@ -168,11 +190,29 @@ async def flush_forever(access: AccessLog) -> None:
         access.flush()
 
 
-async def follow_control(routes: Routes, keys: KeyRing) -> None:
+def open_to_all(address: str) -> bool:
+    """Whether others than this machine reach the address."""
+    host, _ = parse_address(address)
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
+
+
+def warn_when_open(address: str, has_keys: bool) -> None:
+    if not has_keys and open_to_all(address):
+        log.warning(
+            "ANYBODY WHO REACHES %s MAY USE EVERY SERVICE: there is no API key yet. Make one "
+            "(`sundog keys create NAME`), and the gateway asks everybody for one, or listen on "
+            "127.0.0.1", address,
+        )  # fmt: skip
+
+
+async def follow_control(routes: Routes, keys: KeyRing, address: str) -> None:
     """Keep routes and keys at control's newest snapshot, for ever."""
     import ray
 
-    name = f"{os.uname().nodename}/{os.getpid()}"
+    name = gateway_name()
     control: Any = None
     while True:
         try:
@@ -181,10 +221,54 @@ async def follow_control(routes: Routes, keys: KeyRing) -> None:
             snapshot = await control.snapshot.remote(name, *routes.version)
             if snapshot is not None and routes.apply(snapshot):
                 keys.update(snapshot["keys"])
+                warn_when_open(address, bool(snapshot["keys"]))
         except (ray.exceptions.RayError, ValueError) as error:
             log.warning("control is away, serving on with the last routes: %s", error)
             control = None
             await asyncio.sleep(0.3)
+
+
+REPORT_S = 0.5
+
+
+async def report_forever(routes: Routes, observer: Observer) -> None:
+    """Tell control what was served, for ever; what it does not get is told later."""
+    import ray
+
+    name = gateway_name()
+    control: Any = None
+    while True:
+        await asyncio.sleep(REPORT_S)
+        counts = observer.take()
+        try:
+            if control is None:
+                control = await asyncio.to_thread(ray.get_actor, *_CONTROL)
+            await control.report.remote(name, counts, lanes_of(routes))
+        except (ray.exceptions.RayError, ValueError):
+            observer.put_back(counts)
+            control = None
+
+
+def lanes_of(routes: Routes) -> dict[str, dict[str, dict[str, float]]]:
+    """service -> version -> what has come and gone in all, and what is there now."""
+    return {
+        name: {v: lane_totals(found.lane) for v, found in route.versions.items()}
+        for name, route in routes.services.items()
+    }
+
+
+def lane_totals(lane: Lane) -> dict[str, float]:
+    stats = lane.stats
+    done, waiting = stats.success_count + stats.fail_count, len(lane.queue)
+    return {
+        "arrivals": done + waiting + lane.under_way, "completions": stats.success_count,
+        "busy_s": stats.infer_s, "queued": waiting, "running": lane.under_way,
+        "replicas": len(lane.connections),
+    }  # fmt: skip
+
+
+def gateway_name() -> str:
+    return f"{os.uname().nodename}/{os.getpid()}"
 
 
 def default_address() -> str:

@@ -9,32 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
-from sundog import __version__
 from sundog.clock import WALL
-from sundog.security.authoriser import ANONYMOUS, Authoriser, Identity, Refusal
-from sundog.serving import compression, sse
-from sundog.serving.access_log import AccessLog
+from sundog.security.authoriser import Refusal
+from sundog.serving import compression, describe, sse
+from sundog.serving.calls import Call, Calls, request_id_of
 from sundog.serving.contract import BadRequest, Parsed
 from sundog.serving.generate import parts_of
-from sundog.serving.lane import HOLD_S, NotServed, Outputs
-from sundog.serving.routes import Routes, VersionRoute
-from sundog.serving.stats import Metrics
+from sundog.serving.http_body import Gone, Receive, Scope, Send, read_body
+from sundog.serving.lane import NotServed, Outputs
+from sundog.serving.routes import VersionRoute
 from sundog.serving.tensors import BadTensor
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-BODY_TIMEOUT_S = 30.0
 CLIENT_GONE = 499
 """What the log says of a client that left before its answer was whole."""
 _PACK_INLINE = 256 * 1024
@@ -46,13 +40,6 @@ _MODEL = re.compile(
 )
 _REPOSITORY = re.compile(r"/v2/repository/(index|models/[^/]+/(?:load|unload))")
 _OCTETS = (b"content-type", b"application/octet-stream")
-EXTENSIONS = [
-    "binary_tensor_data", "generate", "model_configuration", "model_repository", "parameters", "statistics",
-]  # fmt: skip
-
-
-class Gone(Exception):
-    """The client went away before its request was whole."""
 
 
 class MethodNotAllowed(BadRequest):
@@ -61,20 +48,15 @@ class MethodNotAllowed(BadRequest):
         self.allowed = allowed
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request on its way: what the log and the metrics are told at its end."""
+@dataclass(slots=True, kw_only=True)
+class Exchange(Call):
+    """A request over HTTP, and what its answer needs besides the body."""
 
     scope: Scope
     receive: Receive
-    headers: dict[bytes, bytes]
-    service: str = ""
-    version: str = ""
-    identity: Identity = ANONYMOUS
+    send: Send
     extra: list[tuple[bytes, bytes]] = field(default_factory=list)
     content_type: tuple[bytes, bytes] = _JSON
-    request_id: bytes = b""
-    send: Send | None = None
 
 
 class Streamed:
@@ -104,39 +86,37 @@ class Streamed:
 class GatewayApp:
     """The ASGI app of a gateway."""
 
-    def __init__(
-        self,
-        routes: Routes,
-        authoriser: Authoriser,
-        pages: ASGIApp,
-        metrics: Metrics | None = None,
-        log: AccessLog | None = None,
-    ) -> None:
-        self.routes = routes
-        self.authoriser = authoriser
+    def __init__(self, calls: Calls, pages: ASGIApp, openai: ASGIApp | None = None) -> None:
+        """`openai` answers what is under `/v1/`; without it there is nothing."""
+        self.calls = calls
+        self.openai = openai
+        self.routes = calls.routes
         self.pages = pages
-        self.metrics = metrics or Metrics()
-        self.log = log or AccessLog(None)
         self.in_flight = 0
-        self.closing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.pages(scope, receive, send)
             return
         path: str = scope["path"]
+        if self.openai is not None and path.startswith("/v1/"):
+            await self.openai(scope, receive, send)
+            return
         if not path.startswith(("/v2/", "/predict/")) and path != "/v2":
             await self._page(scope, receive, send)
             return
         began_s = WALL.monotonic_s()
-        exchange = Exchange(scope, receive, dict(scope["headers"]), send=send)
-        request_id = exchange.request_id = _request_id(exchange.headers)
+        headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        exchange = Exchange(
+            headers=headers, request_id=request_id, scope=scope, receive=receive, send=send
+        )
         self.in_flight += 1
         try:
             status, answer = 200, await self._answer(exchange, path)
             if isinstance(answer, Streamed):
                 seconds = WALL.monotonic_s() - began_s
-                self._note(exchange, answer.status, request_id, answer.size, seconds)
+                self.calls.note(exchange, answer.status, answer.size, seconds)
                 return
             body = answer
         except BadRequest as error:
@@ -156,35 +136,22 @@ class GatewayApp:
         if encoding is not None:
             body = await _packed(body, encoding)
             exchange.extra.append((b"content-encoding", encoding))
-        headers = [
+        answer_headers = [
             exchange.content_type,
             (b"content-length", b"%d" % len(body)),
             (b"x-request-id", request_id),
             *exchange.extra,
         ]
-        if self.closing or status == 413:
+        if self.calls.closing or status == 413:
             # The rest of an oversized body is not worth reading; a draining gateway lets go.
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+            answer_headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
         await send({"type": "http.response.body", "body": body})
         if exchange.service:
-            self._note(exchange, status, request_id, len(body), WALL.monotonic_s() - began_s)
-
-    def _note(
-        self, exchange: Exchange, status: int, request_id: bytes, size: int, seconds: float
-    ) -> None:
-        key = exchange.identity.key_id
-        self.metrics.count(exchange.service, exchange.version, key, status, seconds)
-        self.log.add(
-            {
-                "at": WALL.now_s(), "id": request_id.decode(), "service": exchange.service,
-                "version": exchange.version, "key": key, "status": status, "bytes": size,
-                "ms": round(seconds * 1000, 3),
-            }
-        )  # fmt: skip
+            self.calls.note(exchange, status, len(body), WALL.monotonic_s() - began_s)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        verdict = self.authoriser.authorise(scope["headers"], "")
+        verdict = self.calls.authoriser.authorise(scope["headers"], "")
         if isinstance(verdict, Refusal) and scope["path"].startswith(_GUARDED):
             body = _error(verdict.message)
             headers = [_JSON, (b"content-length", b"%d" % len(body))]
@@ -212,23 +179,19 @@ class GatewayApp:
         if verb == "generate":
             return await self._generate(exchange, name, version)
         _only(scope, "GET")
-        self._authorise(exchange, name, counted=False)
+        self.calls.authorise(scope["headers"], "")
         route, chosen = self.routes.find_version(name, version)
         if verb == "ready":
             if chosen is None or not chosen.ready:
                 raise NotServed(503, route.document["message"] or f"{name!r} is not ready", 1.0)
             return orjson.dumps({"name": name, "ready": True})
         if verb == "stats":
-            chosen_only = [version] if version else sorted(route.versions)
-            return orjson.dumps(
-                {"model_stats": [_stats(name, route.versions[v]) for v in chosen_only]}
-            )
+            return orjson.dumps(describe.statistics(self.routes, name, version))
         if chosen is None:
-            chosen = await self._hold(name)
+            chosen = await self.calls.hold(name)
         if verb == "config":
-            return orjson.dumps(_config(name, chosen))
-        platform = "pytorch_export" if chosen.kind == "torch-export" else chosen.kind
-        return orjson.dumps(chosen.contract.describe(sorted(route.versions), platform))
+            return orjson.dumps(describe.config(name, chosen))
+        return orjson.dumps(describe.metadata(route, chosen))
 
     # -- inference
 
@@ -238,7 +201,7 @@ class GatewayApp:
         if size is not None and not size.isdigit():
             raise BadRequest("inference-header-content-length is not a number")
         parsed = chosen.contract.read(body, int(size) if size is not None else None)
-        outputs = await chosen.lane.call(parsed)
+        outputs = await self.calls.ask(exchange, chosen, parsed)
         try:
             answer, json_size = chosen.contract.write(parsed, outputs)
         except BadTensor as error:
@@ -257,7 +220,7 @@ class GatewayApp:
             return await self._events(
                 exchange, chosen, parsed, lambda part: chosen.contract.write_rows(single, part)
             )
-        outputs = await chosen.lane.call(parsed)
+        outputs = await self.calls.ask(exchange, chosen, parsed)
         try:
             return chosen.contract.write_rows(single, outputs)
         except BadTensor as error:
@@ -299,7 +262,6 @@ class GatewayApp:
             "status": 200,
             "headers": [*sse.HEADERS, (b"x-request-id", exchange.request_id)],
         }
-        assert exchange.send is not None
         body = streamed.events(parts_of(chosen.lane, parsed), write)
         try:
             await sse.send_body(exchange.receive, exchange.send, start, body)
@@ -313,40 +275,17 @@ class GatewayApp:
         """Who may, the whole body in clear, and the version that answers it."""
         if exchange.scope["method"] != "POST":
             raise MethodNotAllowed("POST")
-        self._authorise(exchange, name)
+        exchange.identity = self.calls.authorise(exchange.scope["headers"], name)
         route = self.routes.find(name)
         if version is not None:
             self.routes.find_version(name, version)
         exchange.service = name
-        body = await read_body(exchange, route.max_body)
+        body = await read_body(exchange.headers, exchange.receive, route.max_body)
         encoding = exchange.headers.get(b"content-encoding")
         if encoding is not None:
             body = compression.unpack(body, encoding, route.max_body)
         # Routes may have moved while the body came; from here to the queue nothing waits.
-        _, chosen = self.routes.find_version(name, version)
-        if chosen is None:
-            chosen = await self._hold(name)
-        exchange.version = chosen.version
-        return body, chosen
-
-    def _authorise(self, exchange: Exchange, service: str, counted: bool = True) -> None:
-        verdict = self.authoriser.authorise(exchange.scope["headers"], service if counted else "")
-        if isinstance(verdict, Refusal):
-            raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
-        exchange.identity = verdict
-
-    async def _hold(self, name: str) -> VersionRoute:
-        """A service without any version yet: its first one may be starting."""
-        for _ in range(int(HOLD_S / 0.05)):
-            await asyncio.sleep(0.05)
-            route = self.routes.find(name)
-            chosen = route.choose()
-            if chosen is not None:
-                return chosen
-            if route.document["state"] == "failed":
-                break
-        message = route.document.get("message") or f"service {route.name!r} is starting"
-        raise NotServed(503, message, 2.0)
+        return body, await self.calls.choose(exchange, name, version)
 
     # -- everything else
 
@@ -357,75 +296,28 @@ class GatewayApp:
             return b'{"live":true}'
         if path == "/v2/health/ready":
             _only(scope, "GET")
-            if not self.routes.loaded.is_set() or self.closing:
+            if not self.calls.ready:
                 raise NotServed(503, "the gateway has no routes yet", 1.0)
             return b'{"ready":true}'
         if path in ("/v2", "/v2/"):
             _only(scope, "GET")
-            return orjson.dumps(
-                {"name": "sundog", "version": __version__, "extensions": EXTENSIONS}
-            )
-        self._authorise(exchange, "", counted=False)
+            return orjson.dumps(describe.server())
+        self.calls.authorise(scope["headers"], "")
         if path == "/v2/models/stats":
             _only(scope, "GET")
-            return orjson.dumps({"model_stats": [_stats(n, v) for n, _, v in self._served()]})
+            return orjson.dumps(describe.statistics(self.routes))
         match = _REPOSITORY.fullmatch(path)
         if match is not None:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("POST")
             if match[1] != "index":
                 raise BadRequest("services come and go with `serve deploy` or `sundog deploy`")
-            body = await read_body(exchange, 65536)
-            return orjson.dumps(self._index(_only_ready(body)))
+            body = await read_body(exchange.headers, exchange.receive, 65536)
+            return orjson.dumps(describe.index(self.routes, _only_ready(body)))
         raise BadRequest(f"there is nothing at {path[:200]!r}", 404)
-
-    def _served(self) -> list[tuple[str, str, VersionRoute]]:
-        return [
-            (name, version, found)
-            for name, route in sorted(self.routes.services.items())
-            for version, found in sorted(route.versions.items())
-        ]
-
-    def _index(self, only_ready: bool) -> list[dict[str, str]]:
-        """The protocol's repository index: every version, READY or UNAVAILABLE with its reason."""
-        rows = [
-            {
-                "name": name, "version": version,
-                "state": "READY" if found.ready else "UNAVAILABLE",
-                "reason": "" if found.ready else self.routes.services[name].document["message"],
-            }
-            for name, version, found in self._served()
-        ]  # fmt: skip
-        return [r for r in rows if r["state"] == "READY"] if only_ready else rows
 
 
 _GUARDED = ("/sundog", "/metrics")
-
-
-def _stats(name: str, version: VersionRoute) -> dict[str, Any]:
-    return version.lane.stats.document(name, version.version)
-
-
-def _config(name: str, version: VersionRoute) -> dict[str, Any]:
-    """The protocol's model configuration, as far as it says something here."""
-    stacked = version.contract.batchable
-
-    def tensor(t: Any) -> dict[str, Any]:
-        datatype = "STRING" if t.datatype == "BYTES" else t.datatype
-        return {
-            "name": t.name, "data_type": f"TYPE_{datatype}",
-            "dims": list(t.shape[1:] if stacked else t.shape),
-        }  # fmt: skip
-
-    return {
-        "name": name,
-        "platform": version.kind,
-        "backend": "sundog",
-        "version_policy": {"specific": {"versions": [int(version.version)]}},
-        "max_batch_size": version.lane.limits.batch if stacked else 0,
-        "input": [tensor(t) for t in version.contract.inputs],
-        "output": [tensor(t) for t in version.contract.outputs],
-    }
 
 
 def _only_ready(body: bytes) -> bool:
@@ -453,57 +345,7 @@ def _error(message: str) -> bytes:
     return orjson.dumps({"error": message})
 
 
-def _request_id(headers: dict[bytes, bytes]) -> bytes:
-    given = headers.get(b"x-request-id")
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return secrets.token_hex(8).encode()
-
-
 async def _packed(body: bytes, encoding: bytes) -> bytes:
     if len(body) < _PACK_INLINE:
         return compression.pack(body, encoding)
     return await asyncio.to_thread(compression.pack, body, encoding)
-
-
-async def read_body(exchange: Exchange, limit: int) -> bytes:
-    """The whole body. Raises BadRequest 413 over `limit` bytes and 408 when it does not come."""
-    size = exchange.headers.get(b"content-length")
-    if size is not None and int(size) > limit:
-        raise _too_large(limit)
-    receive = exchange.receive
-    message = await _first_part(receive)
-    if not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _rest(message.get("body", b""), receive, limit)
-    except TimeoutError:
-        raise BadRequest(f"the body did not come within {BODY_TIMEOUT_S:g} s", 408) from None
-
-
-async def _first_part(receive: Receive) -> MutableMapping[str, Any]:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Gone
-    return message
-
-
-async def _rest(first: bytes, receive: Receive, limit: int) -> bytes:
-    parts, size = [first], len(first)
-    while True:
-        message = await _first_part(receive)
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _too_large(limit: int) -> BadRequest:
-    return BadRequest(f"the body is over {limit} bytes, the service's max_body", 413)

@@ -221,6 +221,8 @@ class Lane:
 
     def failed(self, batch: Batch, kind: str, message: str) -> None:
         self.under_way -= len(batch.calls)
+        if kind == "parts":
+            self.streams = True
         if kind == "busy":
             self._requeue(batch.calls)
         elif len(batch.calls) > 1:

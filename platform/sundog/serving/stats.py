@@ -71,6 +71,12 @@ class Metrics:
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str, str, int], int] = {}
         self._latency: dict[tuple[str, str], list[float]] = {}
+        self._tokens: dict[tuple[str, str, str], int] = {}
+
+    def tokens(self, service: str, key: str, kind: str, count: int) -> None:
+        """Tokens that an upstream reported. `kind`: input or output."""
+        label = (service, key, kind)
+        self._tokens[label] = self._tokens.get(label, 0) + count
 
     def count(self, service: str, version: str, key: str, status: int, seconds: float) -> None:
         label = (service, version, key, status)
@@ -92,6 +98,11 @@ class Metrics:
         out.append(f"# TYPE {telemetry.GATEWAY_LATENCY_S} histogram")
         for (service, version), histogram in sorted(self._latency.items()):
             out += _histogram(service, version, histogram)
+        out.append(f"# TYPE {telemetry.GATEWAY_TOKENS} counter")
+        for (service, key, kind), n in sorted(self._tokens.items()):
+            out.append(
+                f"{telemetry.GATEWAY_TOKENS}{_labels(service=service, key=key, kind=kind)} {n}"
+            )
         rows = list(gauges)
         for metric in sorted({m for _, _, values in rows for m in values}):
             out.append(f"# TYPE {metric} gauge")

@@ -1,0 +1,132 @@
+"""One request, whatever protocol it came by: who may, which version answers, what is noted of it.
+
+Reads no bytes of any protocol and starts no server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from dataclasses import dataclass
+
+from sundog.clock import WALL
+from sundog.security.authoriser import ANONYMOUS, Authoriser, Headers, Identity, Refusal
+from sundog.serving.access_log import AccessLog
+from sundog.serving.contract import Parsed
+from sundog.serving.feedback import Remembered
+from sundog.serving.lane import HOLD_S, NotServed, Outputs
+from sundog.serving.observe import Observer
+from sundog.serving.routes import Routes, VersionRoute
+from sundog.serving.shadow import label_of
+from sundog.serving.stats import Metrics
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way: what the log and the metrics are told at its end."""
+
+    headers: dict[bytes, bytes]
+    request_id: bytes = b""
+    service: str = ""
+    version: str = ""
+    identity: Identity = ANONYMOUS
+
+
+class Calls:
+    """What every protocol of a gateway shares."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        authoriser: Authoriser,
+        metrics: Metrics | None = None,
+        log: AccessLog | None = None,
+        observer: Observer | None = None,
+        remembered: Remembered | None = None,
+    ) -> None:
+        self.routes = routes
+        self.authoriser = authoriser
+        self.metrics = metrics or Metrics()
+        self.log = log or AccessLog(None)
+        self.observer = observer or Observer()
+        self.remembered = remembered or Remembered()
+        self.closing = False
+
+    @property
+    def ready(self) -> bool:
+        return self.routes.loaded.is_set() and not self.closing
+
+    def authorise(self, headers: Headers, service: str) -> Identity:
+        """Who asks; with a service, counted against the key's rate. Raises NotServed (401, 403, 429)."""
+        verdict = self.authoriser.authorise(headers, service)
+        if isinstance(verdict, Refusal):
+            raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
+        return verdict
+
+    async def choose(self, call: Call, name: str, version: str | None) -> VersionRoute:
+        """The version that answers; waits for a first one. Raises BadRequest and NotServed."""
+        route = self.routes.find(name)
+        sticky = route.sticky_key(call.headers, call.identity.key_id)
+        _, chosen = self.routes.find_version(name, version, sticky)
+        if chosen is None:
+            chosen = await self.hold(name)
+        call.version = chosen.version
+        return chosen
+
+    async def hold(self, name: str) -> VersionRoute:
+        """A service without any version yet: its first one may be starting."""
+        for _ in range(int(HOLD_S / 0.05)):
+            await asyncio.sleep(0.05)
+            route = self.routes.find(name)
+            chosen = route.choose()
+            if chosen is not None:
+                return chosen
+            if route.document["state"] == "failed":
+                break
+        message = route.document.get("message") or f"service {route.name!r} is starting"
+        raise NotServed(503, message, 2.0)
+
+    async def ask(self, call: Call, chosen: VersionRoute, parsed: Parsed) -> Outputs:
+        """The version's answer; what a running rollout wants to know of it is noted."""
+        route = self.routes.services.get(call.service)
+        if route is None or (route.shadow is None and not route.labels):
+            return await chosen.lane.call(parsed)
+        began_s = WALL.monotonic_s()
+        outputs = await chosen.lane.call(parsed)
+        name, observer = call.service, self.observer
+        if route.labels:
+            observer.answered(name, chosen.version, label_of(outputs))
+        if route.shadow is not None:
+            seconds = WALL.monotonic_s() - began_s
+            route.shadow.offer(
+                chosen.version, parsed, outputs, seconds, call.request_id.decode(),
+                lambda: observer.service(name),
+            )  # fmt: skip
+        return outputs
+
+    def note(self, call: Call, status: int, size: int, seconds: float) -> None:
+        """One request to a service has ended. `size`: bytes of its answer."""
+        key = call.identity.key_id
+        self.metrics.count(call.service, call.version, key, status, seconds)
+        self.observer.note(call.service, call.version, status, seconds)
+        route = self.routes.services.get(call.service)
+        if status == 200 and route is not None and route.keeps_feedback:
+            self.remembered.add(call.request_id.decode(), call.service, call.version)
+        self.log.add(
+            {
+                "at": WALL.now_s(), "id": call.request_id.decode(), "service": call.service,
+                "version": call.version, "key": key, "status": status, "bytes": size,
+                "ms": round(seconds * 1000, 3),
+            }
+        )  # fmt: skip
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> bytes:
+    """The caller's own `x-request-id` where it is a plain word, else a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return secrets.token_hex(8).encode()
