@@ -20,6 +20,30 @@ from serving_kit import (
     x_body,
 )
 
+from sundog.storage.models import Registry
+from sundog.storage.root import open_root
+from sundog.storage.signature import Signature, TensorSpec
+
+TOLD = """
+import os
+import numpy as np
+
+class Told:
+    def predict(self, inputs):
+        words = os.environ["WORD"], os.environ["TOKEN"]
+        return {"y": np.array([w.encode() for w in words], dtype=object)}
+"""
+
+
+def register_told(root_url, folder):
+    """Answers with what its environment holds."""
+    source = folder / "told-src"
+    source.mkdir()
+    (source / "told.py").write_text(TOLD)
+    (folder / "token").write_text("from-a-file\n")
+    signature = Signature((TensorSpec("x", "FP64", (-1,)),), (TensorSpec("y", "BYTES", (2,)),))
+    Registry(open_root(root_url)).import_python("http-told", source, "told:Told", signature)
+
 
 @pytest.fixture(scope="module")
 def gateway(local_ray, tmp_path_factory):
@@ -28,12 +52,26 @@ def gateway(local_ray, tmp_path_factory):
     root = local_ray.endpoints.root
     register_scale(root, "http-scale", 2.0, tmp)
     register_python(root, "http-odd", tmp)
+    register_told(root, tmp)
     file = write_deployment(
         tmp / "d.yaml",
         {"service": "scale", "model": "http-scale@champion", "max_body": "64KiB"},
         {"service": "odd", "model": "http-odd@champion", "allow_code": True},
         {"service": "locked", "model": "http-odd@champion"},
         {"service": "ghost", "model": "http-scale@nobody"},
+        {
+            "service": "told",
+            "model": "http-told@1",
+            "allow_code": True,
+            "env": {"WORD": "hello"},
+            "secrets": {"TOKEN": f"file:{tmp / 'token'}"},
+        },
+        {
+            "service": "untold",
+            "model": "http-told@1",
+            "allow_code": True,
+            "secrets": {"TOKEN": "env:NOBODY_SET_THIS"},
+        },
     )
     serve_cli(local_ray, "deploy", file)
     address = local_ray.endpoints.gateway
@@ -64,6 +102,21 @@ def test_health_and_server_metadata(gateway):
     server = get(gateway, "/v2").json()
     assert server["name"] == "sundog"
     assert isinstance(server["extensions"], list)
+
+
+def test_a_service_finds_its_environment_and_its_secrets(gateway):
+    wait_for("told ready", lambda: get(gateway, "/v2/models/told/ready").status_code == 200)
+    x = {"name": "x", "datatype": "FP64", "shape": [1], "data": [0.0]}
+    answer = post(gateway, "/v2/models/told/infer", json={"inputs": [x]}).json()
+    assert answer["outputs"][0]["data"] == ["hello", "from-a-file"]
+
+
+def test_a_secret_that_is_not_there_is_named(gateway):
+    def said():
+        rows = {r["service"]: r for r in get(gateway, "/sundog/services").json()}
+        return rows["untold"]["message"]
+
+    wait_for("the reason", lambda: "secrets.TOKEN: env:NOBODY_SET_THIS is not there" in said())
 
 
 @pytest.mark.parametrize("at", ["", "/versions/1"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sundog import __version__
-from sundog.control.serving_plan import App, service_of
+from sundog.control.serving_plan import App, environment_digest, service_of
 from sundog.control.serving_plan import digest as spec_digest
 from sundog.rayapi import serve_apps
 from sundog.serving.gateway import Gateway
@@ -37,6 +37,10 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
         options["accelerator_type"] = spec.resources.gpu
     if spec.resources.memory:
         options["memory"] = spec.resources.memory
+    if spec.requirements:
+        options["runtime_env"] = {"pip": list(spec.requirements)}
+    # References to secrets travel, never values: each replica looks its own up.
+    place = place | {"environment": spec.model_dump(mode="json", include={"env", "secrets"})}
     deployment = serve.deployment(
         Model, name="Model", num_replicas=replicas, ray_actor_options=options,
         user_config={"digest": spec_digest(spec), "place": place},
@@ -44,7 +48,10 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
         graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,
         max_surge_percent=100,
     )  # fmt: skip
-    version = f"{__version__}/{place['name']}@{place['version']}/{place['root']}/{spec.allow_code}"
+    version = (
+        f"{__version__}/{place['name']}@{place['version']}/{place['root']}/{spec.allow_code}"
+        f"/{environment_digest(spec)}"
+    )
     return serve_apps.pinned(deployment, version).bind(place)
 
 

@@ -111,6 +111,13 @@ def digest(spec: ServiceSpec) -> str:
     """Changes exactly when the replicas of a version have to change; their number is apart."""
     parts = spec.model_dump(mode="json", include={"resources", "allow_code", "root"})
     parts["model"] = spec.model.partition("@")[0]
+    parts["environment"] = environment_digest(spec)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def environment_digest(spec: ServiceSpec) -> str:
+    """Of what a replica's process finds around it."""
+    parts = spec.model_dump(mode="json", include={"env", "secrets", "requirements"})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -249,6 +256,7 @@ def route(spec: ServiceSpec, progress: Progress) -> dict[str, Any]:
         **traffic,
         "feedback": "feedback" in spec.rollout.guards,
         "deadline_s": spec.deadline,
+        "hold_s": spec.hold,
         "queue": spec.queue,
         "batch": spec.batch,
         "max_body": spec.max_body,

@@ -16,7 +16,7 @@ from sundog.runs import place
 from sundog.runs.batch_pieces import Piece, cut, digest, list_row_groups
 from sundog.runs.batch_worker import Answers, Work
 from sundog.runs.driver import driving, interruptible, say
-from sundog.runs.secrets import secret_environment
+from sundog.security.secrets import secret_environment
 from sundog.spec.base import split_reference
 from sundog.spec.batch import BatchSpec
 from sundog.storage.root import Root, open_root

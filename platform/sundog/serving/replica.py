@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
 from sundog.errors import ServiceError, SundogError
 from sundog.rayapi import serve_ports, session
+from sundog.security.secrets import secret_environment
 from sundog.serving import frames
 from sundog.serving.runner import Runner
 from sundog.serving.sockets import SocketServer
+from sundog.spec.environment import Environment
 
 log = logging.getLogger("sundog.replica")
 
@@ -37,6 +40,7 @@ class Model:
         from sundog.storage.root import open_root
 
         try:
+            os.environ.update(secret_environment(Environment(**place["environment"])))
             root = open_root(place["root"])
             version = Registry(root).get(f"{place['name']}@{place['version']}")
             self._device = choose_device(session.gpus(), torch.cuda.is_available())

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from sundog.spec.base import Name, Reference, Spec
+from sundog.spec.environment import Environment
 from sundog.spec.quantity import DurationS, MemoryBytes, Range, Share
 from sundog.spec.run import Resources
 
@@ -73,7 +74,7 @@ class Rollout(Spec):
         return self
 
 
-class ServiceSpec(Spec):
+class ServiceSpec(Environment):
     """`args` of an application in `deployments/*.yaml`."""
 
     service: Name = Field(description="the name in the URL: /v2/models/<service>/infer")
@@ -83,6 +84,11 @@ class ServiceSpec(Spec):
     slo: Slo = Slo()
     rollout: Rollout = Rollout()
     deadline: DurationS = Field(30.0, description="how long a request may take, queueing included")
+    hold: DurationS = Field(
+        10.0,
+        description="how long a request waits while no replica is there, such as after the only one "
+        "died; then 503 with Retry-After",
+    )
     queue: int = Field(1000, ge=1, description="requests that may wait; more are refused with 503")
     batch: int = Field(
         64, ge=1, description="rows of waiting requests in one call of the model; 1: never stacked"

@@ -1,4 +1,7 @@
-"""The environment that a spec asks for: plain variables, and secrets looked up where the driver runs."""
+"""The environment that a spec asks for: plain variables, and secrets looked up where they are needed.
+
+A spec holds references only, so no value is ever stored or sent with it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ def secret_environment(spec: Environment) -> dict[str, str]:
             out[name] = os.environ[where] if kind == "env" else Path(where).read_text().strip()
         except (KeyError, OSError):
             raise SpecError(
-                f"secrets.{name}: {reference} is not there", "set it where the driver runs"
+                f"secrets.{name}: {reference} is not there",
+                "set it where it is read: the driver's node for a run, each node for a service",
             ) from None
     return out
