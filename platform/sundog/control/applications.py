@@ -20,7 +20,7 @@ def gateway_app(address: str) -> Any:
     config = {"address": address}
     deployment = serve.deployment(
         Gateway, name="Gateway", num_replicas=1, ray_actor_options={"num_cpus": 0},
-        user_config=config, health_check_period_s=2, graceful_shutdown_timeout_s=20,
+        user_config=config, health_check_period_s=1, graceful_shutdown_timeout_s=20,
         max_constructor_retry_count=3,
     )  # fmt: skip
     return serve_apps.pinned(deployment, f"{__version__}/{address}").bind(config)
@@ -44,7 +44,7 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
     deployment = serve.deployment(
         Model, name="Model", num_replicas=replicas, ray_actor_options=options,
         user_config={"digest": spec_digest(spec), "place": place},
-        max_ongoing_requests=64, health_check_period_s=2, graceful_shutdown_timeout_s=30,
+        max_ongoing_requests=64, health_check_period_s=1, graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,
         max_surge_percent=100,
     )  # fmt: skip

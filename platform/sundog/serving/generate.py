@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 
 from sundog.clock import WALL
 from sundog.serving.contract import Parsed
-from sundog.serving.lane import HOLD_S, MAX_ATTEMPTS, Connection, Lane, NotServed
+from sundog.serving.lane import MAX_ATTEMPTS, RETRY_S, Connection, Lane, NotServed
 from sundog.serving.streams import Outputs, PartStream, StreamFault, StreamLost
 
 
@@ -62,9 +62,9 @@ async def _next(stream: PartStream, deadline_s: float) -> Outputs | None:
 
 async def _connection(lane: Lane) -> Connection:
     """The replica with the least to do; waits for a first one as requests do."""
-    end_s = WALL.monotonic_s() + min(HOLD_S, lane.limits.deadline_s)
+    end_s = WALL.monotonic_s() + min(lane.limits.hold_s, lane.limits.deadline_s)
     while not lane.connections:
         if WALL.monotonic_s() >= end_s:
-            raise NotServed(503, lane.waiting_message, 2.0)
+            raise NotServed(503, lane.waiting_message, RETRY_S)
         await asyncio.sleep(0.02)
     return min(lane.connections, key=lambda c: c.load)

@@ -19,7 +19,9 @@ from sundog.serving.stats import LaneStats
 from sundog.serving.streams import PartStream
 
 HOLD_S = 10.0
-"""How long a request waits for a first replica before it is refused."""
+"""How long a request waits for a first replica before it is refused, where the service says nothing."""
+RETRY_S = 5.0
+"""When to come back if there is no replica: a new one takes about so long."""
 SWEEP_S = 0.05
 MAX_ATTEMPTS = 3
 _FAULT_STATUS = {"input": 400, "parts": 400}
@@ -52,6 +54,7 @@ class Limits:
     """What the service spec allows."""
 
     deadline_s: float = 30.0
+    hold_s: float = HOLD_S
     queue: int = 1000
     batch: int = 64
     idempotent: bool = True
@@ -264,8 +267,8 @@ class Lane:
             self._refuse([queue.popleft()], _too_late(self.limits.deadline_s))
         if self.connections:
             return
-        while queue and queue[0].queued_s + HOLD_S <= now:
-            self._refuse([queue.popleft()], NotServed(503, self.waiting_message, 2.0))
+        while queue and queue[0].queued_s + self.limits.hold_s <= now:
+            self._refuse([queue.popleft()], NotServed(503, self.waiting_message, RETRY_S))
 
     def close(self, message: str) -> None:
         """The version is no longer served: refuse what is still queued."""

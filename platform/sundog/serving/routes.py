@@ -15,7 +15,7 @@ from typing import Any
 
 from sundog.clock import WALL
 from sundog.serving.contract import BadRequest, Contract
-from sundog.serving.lane import SWEEP_S, Lane, Limits
+from sundog.serving.lane import HOLD_S, SWEEP_S, Lane, Limits
 from sundog.serving.links import Handle, HandleLink, SocketLink
 from sundog.serving.shadow import Shadow
 from sundog.serving.split import Split
@@ -141,6 +141,7 @@ def _data_path() -> str:
 def limits_of(service: dict[str, Any]) -> Limits:
     return Limits(
         deadline_s=service["deadline_s"],
+        hold_s=service.get("hold_s", HOLD_S),
         queue=service["queue"],
         batch=service["batch"],
         idempotent=service["idempotent"],

@@ -215,18 +215,20 @@ def test_a_full_queue_refuses_at_once():
     run(scenario, queue=1)
 
 
-def test_requests_are_held_for_a_replica_and_then_refused():
+@pytest.mark.parametrize("hold_s", [HOLD_S, 2.0, 0.0])
+def test_requests_are_held_for_a_replica_as_long_as_the_service_says(hold_s):
     async def scenario(lane, time):
         future = lane.call(parsed([1.0]))
-        time.now = HOLD_S - 0.1
-        lane.sweep()
-        assert not future.done()
-        time.now = HOLD_S
+        if hold_s:
+            time.now = hold_s - 0.1
+            lane.sweep()
+            assert not future.done()
+        time.now = hold_s
         lane.sweep()
         assert future.exception().status == 503
         assert future.exception().retry_after_s
 
-    run(scenario)
+    run(scenario, hold_s=hold_s)
 
 
 def test_the_deadline_ends_a_wait_in_the_queue():
