@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Bought:
-    """What a spec comes to: a ladder for each pool and the shapes behind it."""
+    """What a spec comes to: a ladder for each pool and the shapes behind it.
+
+    `shapes` are those of the ladder; `fitting` all that meet the need and are sold in the region.
+    """
 
     source: Source
     market_cloud: str
@@ -49,6 +52,7 @@ class Bought:
     head: Shape | None
     head_usd_hour: float | None
     book: PriceBook
+    fitting: Mapping[str, tuple[Shape, ...]] = field(default_factory=dict)
 
     @property
     def spec(self) -> ClusterSpec:
@@ -76,12 +80,14 @@ def check(
         return Bought(source, cloud, plans, dict.fromkeys(plans, ()), None, None, prices)
     zones = _zones(source, cloud, prices)
     pools: dict[str, PoolPlan] = {}
+    rungs: dict[str, tuple[Shape, ...]] = {}
     fitting: dict[str, tuple[Shape, ...]] = {}
     for name, pool in spec.pools.items():
         found = _fitting(source, cloud, name, pool, known, prices)
         offers = _offers(source, cloud, name, pool, zones, found, prices, records)
         used = {o.shape for o in offers}
-        fitting[name] = tuple(s for s in found if s.name in used)
+        fitting[name] = tuple(found)
+        rungs[name] = tuple(s for s in found if s.name in used)
         pools[name] = PoolPlan(
             name, tuple(offers), pool.on_demand_floor, pool.max_price, pool.one_zone,
             pool.hand_back, pool.nodes.high or 0,
@@ -89,7 +95,7 @@ def check(
     head = _head(source, cloud, known, prices)
     price = prices.find(cloud, "on-demand", spec.cloud.region, "", head.name)
     bought = Bought(
-        source, cloud, pools, fitting, head, price.usd_hour if price else None, prices
+        source, cloud, pools, rungs, head, price.usd_hour if price else None, prices, fitting
     )  # fmt: skip
     _budget(bought)
     return bought

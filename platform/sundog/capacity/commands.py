@@ -10,8 +10,15 @@ WHEEL_DIR = "~/.sundog/wheel"
 LOCAL_WHEEL_DIR = "./cluster-configs/.wheel"
 TOKEN = "~/.ray/auth_token"
 RAY_PORT = 6379
+AGENT_PAUSE_S = 5
 # Outside 10002-19999, the range Ray gives its workers' ports.
 DASHBOARD_PORT = 8265
+
+
+def mounts_wheel(spec: ClusterSpec) -> bool:
+    """Whether the compiled file mounts the wheel that is built beside it."""
+    built = spec.install.url is None and spec.install.wheel == "auto"
+    return built and spec.cloud.name != "kuberay"
 
 
 def file_mounts(spec: ClusterSpec) -> dict[str, str]:
@@ -56,10 +63,16 @@ def _identity(cloud: str) -> str:
 
 
 def _agent(spec: ClusterSpec, cloud: str, gcs: str) -> str:
-    # setsid and closed streams, or the SSH session would wait for the agent for ever.
+    # Started again whenever it dies; it ends for good with 0 (another one is at work here) or 2
+    # (asked wrongly). setsid and closed streams, or the SSH session would wait for it for ever.
+    agent = (
+        f"until python3 -m sundog.capacity.preemption {cloud} --gcs {gcs}; "
+        f"do [ $? -eq 2 ] && break; sleep {AGENT_PAUSE_S}; done"
+    )
     return (
-        f"{exports(spec)} mkdir -p ~/.sundog; setsid nohup python3 -m sundog.capacity.preemption "
-        f"{cloud} --gcs {gcs} </dev/null >>~/.sundog/preemption.log 2>&1 &"
+        f"{exports(spec)} mkdir -p ~/.sundog; "
+        f'setsid nohup bash -c "{agent.replace("$?", chr(92) + "$?")}" '
+        "</dev/null >>~/.sundog/preemption.log 2>&1 &"
     )
 
 

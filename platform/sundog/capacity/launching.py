@@ -34,6 +34,8 @@ TRANSIENT_TRIES = 3
 TRANSIENT_PAUSE_S = 0.2
 # EC2 may not list an instance for some seconds after it granted it.
 UNLISTED_S = 120.0
+# A listing may miss an instance for a moment; one that stays away this long is gone.
+MISSED_S = 60.0
 KEPT_DECISIONS = 50
 
 POOL_TAG, MARKET_TAG, ZONE_TAG = "sundog:pool", "sundog:market", "sundog:zone"
@@ -75,10 +77,13 @@ class Buyer:
         self.budget_usd_hour, self.head_usd_hour = budget_usd_hour, head_usd_hour
         self.cooldowns: dict[str, Cooldown] = {}
         self.waiting: dict[str, Wait] = {}
+        self.waited_s: dict[str, float] = {}
         self.decisions: list[dict[str, Any]] = []
         self._lock = threading.RLock()
         self._known: dict[str, Machine] = {}
         self._unlisted: dict[str, float] = {}
+        self._missed: dict[str, tuple[Machine, float]] = {}
+        self._ended: set[str] = set()
         self._listings = self._applied = 0
         self._in_flight: dict[str, list[Node]] = {}
 
@@ -101,8 +106,31 @@ class Buyer:
             for id_ in self._unlisted:
                 if id_ in self._known:
                     listed[id_] = self._known[id_]
+            for id_, machine in self._known.items():
+                if id_ not in listed and id_ not in self._ended:
+                    self._missed.setdefault(id_, (machine, asked_s))
+            taken = self._taken_back(listed, asked_s)
             self._known = listed
-            return list(listed.values())
+        for machine, at_s in taken:
+            self._write_taken(machine, at_s)
+        return list(listed.values())
+
+    def _taken_back(
+        self, listed: Mapping[str, Machine], now_s: float
+    ) -> list[tuple[Machine, float]]:
+        """What nobody ended and no listing has had for a while, with when it was first missed."""
+        for id_ in [i for i in self._missed if i in listed or i in self._ended]:
+            del self._missed[id_]
+        gone = [i for i, (_, at_s) in self._missed.items() if now_s - at_s >= MISSED_S]
+        return [self._missed.pop(i) for i in gone]
+
+    def _write_taken(self, machine: Machine, at_s: float) -> None:
+        """The cloud (or a person at its console) ended it; only spot is interrupted."""
+        why = "no longer listed, and not ended by this cluster"
+        self.note(machine.tags.get(POOL_TAG, "head"), "taken back", f"{machine.id}: {why}")
+        if machine.market == "spot":
+            self._write("interruption", machine, None, why, at_s)
+        self._write("terminate", machine, None, why, at_s)
 
     def known(self, id_: str) -> Machine | None:
         with self._lock:
@@ -143,6 +171,7 @@ class Buyer:
                 )
                 if isinstance(decision, Wait):
                     self.waiting[request.pool.name] = decision
+                    self.waited_s[request.pool.name] = self.clock.now_s()
                     self.note(request.pool.name, decision.state, decision.why)
                     break
                 token = uuid.uuid4().hex
@@ -242,6 +271,7 @@ class Buyer:
             return
         self._try(lambda: self.cloud.terminate(ids))
         with self._lock:
+            self._ended.update(ids)
             gone = [self._known.pop(i, None) for i in ids]
             for i in ids:
                 self._unlisted.pop(i, None)
@@ -260,9 +290,19 @@ class Buyer:
                     raise
                 self.clock.sleep(TRANSIENT_PAUSE_S * 2**attempt)
 
+    # Prices.
+
+    def reprice(self, machine: Machine, usd_hour: float) -> None:
+        """From now on this machine costs this: on its tags, for the budget, and in the ledger."""
+        self.retag(machine.id, {PRICE_TAG: f"{usd_hour:.6f}"})
+        changed = replace(machine, tags={**machine.tags, PRICE_TAG: f"{usd_hour:.6f}"})
+        self._write("price", changed, None, "the market's price changed")
+
     # Telling.
 
-    def _write(self, kind: Any, machine: Machine, offer: Offer | None, why: str) -> None:
+    def _write(
+        self, kind: Any, machine: Machine, offer: Offer | None, why: str, at_s: float | None = None
+    ) -> None:
         about = {
             "pool": machine.tags.get(POOL_TAG, "head"), "market": machine.market,
             "zone": machine.zone, "shape": machine.shape, "why": why,
@@ -270,9 +310,8 @@ class Buyer:
         }  # fmt: skip
         price = offer.usd_hour if offer else price_of(machine)
         try:
-            self.ledger.append(
-                Entry(kind, self.clock.now_s(), machine.id, self.cluster, price, about)
-            )
+            at_s = self.clock.now_s() if at_s is None else at_s
+            self.ledger.append(Entry(kind, at_s, machine.id, self.cluster, price, about))
         except (OSError, SundogError) as error:
             # The instance is there whether or not it is written down; its tags say so too.
             self.note(about["pool"], "ledger", f"{machine.id} not written: {error}")

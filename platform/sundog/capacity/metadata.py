@@ -143,6 +143,7 @@ class AwsMetadata:
             "shape": self._get("instance-type"),
             "pool": self._get("tags/instance/sundog:pool"),
             "usd_hour": self._get("tags/instance/sundog:usd-hour"),
+            "cluster": self._get("tags/instance/ray-cluster-name"),
         }  # fmt: skip
         return {k: v.strip() for k, v in found.items() if v}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sundog.capacity.check import Bought, check, read_spec
 from sundog.capacity.state import PoolPlan
 from sundog.clock import WALL, Clock
-from sundog.market.offers import Offer
+from sundog.market.offers import PRIOR_INTERRUPTIONS, PRIOR_NODE_HOURS, Offer, Record
 from sundog.market.prices import PriceBook
 
 DAY_S = 86400.0
@@ -64,18 +65,22 @@ class Plan:
     budget_usd_hour: float | None
     refused: list[str]
     quotas: list[Quota]
+    quotas_unknown: str = ""
+    rework: str = ""
 
 
 def plan_cluster(
     path: str | Path, *, book: PriceBook | None = None, clock: Clock = WALL,
-    allowed: dict[tuple[str, str], int] | None = None,
+    allowed: dict[tuple[str, str], int] | None = None, why_not: str = "not asked",
+    records: Mapping[str, Record] | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of the spec at `path`.
 
-    `allowed` is (quota family, market) -> vCPUs as the account has them, from `clouds.aws_quotas`;
-    None when nobody asked the account.
+    `allowed` is (quota family, market) -> vCPUs as the account has them, from
+    `clouds.aws_prices.allowed_vcpus`; None, with `why_not`, when nobody could say. `records` is what
+    became of spot nodes before, by zone/shape, from `capacity.records`.
     """
-    bought = check(read_spec(path), book)
+    bought = check(read_spec(path), book, records=records)
     spec = bought.spec
     pools = [
         PoolTable(
@@ -87,8 +92,27 @@ def plan_cluster(
     low, high, full = _totals(bought)
     return Plan(
         spec.cluster, spec.cloud.region, pools, low, high, full, spec.budget,
-        _refused(bought, high), _quotas(bought, allowed),
+        _refused(bought, high), _quotas(bought, allowed), "" if allowed is not None else why_not,
+        _evidence(bought, records or {}),
     )  # fmt: skip
+
+
+def _evidence(bought: Bought, records: Mapping[str, Record]) -> str:
+    """What the expected re-work rests on."""
+    spot = {
+        f"{o.zone}/{o.shape}" for p in bought.pools.values() for o in p.offers if o.market == "spot"
+    }
+    if not spot:
+        return ""
+    seen = [r for k, r in records.items() if k in spot]
+    hours = sum(r.node_hours for r in seen)
+    prior = f"a prior of {PRIOR_INTERRUPTIONS:g} interruption in {PRIOR_NODE_HOURS:g} node-hours"
+    if not hours:
+        return f"re-work from {prior}: no spot node of these offers has run yet"
+    return (
+        f"re-work from {prior} a place, and {sum(r.interruptions for r in seen)} interruptions seen "
+        f"in {hours:.1f} node-hours of {len(seen)} of the {len(spot)} spot offers"
+    )
 
 
 def _rung(number: int, offer: Offer, bought: Bought, clock: Clock) -> Rung:
@@ -187,11 +211,15 @@ def render(plan: Plan, all_rungs: bool = False) -> str:
     )
     out += plan.refused
     for quota in plan.quotas:
-        have = "not asked" if quota.allowed is None else f"the account has {quota.allowed}"
+        have = "not known" if quota.allowed is None else f"the account has {quota.allowed}"
         more = (
             f", ask for {quota.ask_for} more" if quota.allowed is not None and quota.ask_for else ""
         )
         out.append(f"quota {quota.family} {quota.market}: {quota.vcpus} vCPUs at max, {have}{more}")
+    if plan.quotas_unknown and plan.quotas:
+        out.append(f"what the account has is not known: {plan.quotas_unknown}")
+    if plan.rework:
+        out.append(plan.rework)
     out.append("* (price + disk + cross-zone transfer) × (1 + expected re-work)")
     return "\n".join(out)
 

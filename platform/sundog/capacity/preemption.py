@@ -14,13 +14,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sundog.capacity.metadata import SERVICES, Metadata, MetadataUnavailable, Notice
 from sundog.capacity.noderecord import Creates, write_record
 from sundog.clock import WALL, Clock
 from sundog.errors import ClusterError, SundogError
+from sundog.ledger import Entry, Ledger, RootLedger
 from sundog.rayapi.drain import Gcs, RayNode
+
+if TYPE_CHECKING:
+    from sundog.storage.root import Root
 
 # EC2 gives two minutes, GCP and Azure thirty seconds: two seconds of them are worth a request
 # that takes a millisecond.
@@ -50,6 +54,7 @@ class Agent:
     say: Callable[..., None] = print
     drained: bool = False
     root: Creates | None = None
+    ledger: Ledger | None = None
     _failures: int = 0
     _advised: set[str] = field(default_factory=set)
 
@@ -101,6 +106,20 @@ class Agent:
             return
         self.drained = True
         self._tell("drained", detail=notice.detail, node=mine.node_id, deadline_s=deadline_s)
+        self._write_down(notice, now_s)
+
+    def _write_down(self, notice: Notice, now_s: float) -> None:
+        """An interruption in the ledger, once: what is expected of this zone rests on it."""
+        if self.ledger is None or notice.kind != "interruption":
+            return
+        ledger, self.ledger = self.ledger, None
+        try:
+            about = {**self.metadata.about(), "why": notice.detail}
+            price = float(about["usd_hour"]) if "usd_hour" in about else None
+            cluster = about.get("cluster", "")
+            ledger.append(Entry("interruption", now_s, self.instance_id, cluster, price, about))
+        except (OSError, ValueError, SundogError) as error:
+            self._tell("not-in-the-ledger", detail=str(error))
 
     def _own(self, nodes: list[RayNode]) -> RayNode | None:
         found = [n for n in nodes if n.instance_id == self.instance_id and self.instance_id]
@@ -155,12 +174,13 @@ def main(argv: list[str] | None = None) -> int:
         arguments.cloud, SERVICES[arguments.cloud](arguments.metadata), Gcs(arguments.gcs),
         arguments.instance, drain_on_advice=arguments.drain_on_advice,
     )  # fmt: skip
-    agent.root = _root(arguments.root)
+    agent.root = root = _root(arguments.root)
+    agent.ledger = RootLedger(root) if root is not None else None
     agent.run()
     return 0
 
 
-def _root(url: str | None) -> Creates | None:
+def _root(url: str | None) -> Root | None:
     """The storage root, or None: an agent without one still hears notices."""
     if not url:
         return None

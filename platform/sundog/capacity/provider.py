@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -22,11 +19,14 @@ from ray.autoscaler.node_provider import NodeProvider
 from sundog.capacity.launching import Buyer, NothingToBuy, Request
 from sundog.capacity.standins import Drains, StandIns, ray_of_this_process
 from sundog.capacity.state import PoolPlan, plans_from_dict
+from sundog.capacity.state_file import state_path, write_state
+from sundog.capacity.upkeep import Upkeep
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud, Machine
 from sundog.errors import CapacityError, ClusterError, SundogError
 from sundog.ledger import FileLedger, Ledger, RootLedger
 from sundog.market.offers import Offer
+from sundog.rayapi.launch_reason import show_causes
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
                 "the cluster file has no `provider.sundog` section",
                 "compile it: sundog cluster compile cluster-configs/specs/NAME.yaml",
             )
+        show_causes()
         self._plans = plans_from_dict(ours)
         self._efa = frozenset(ours.get("efa") or ())
         self._clock = clock
@@ -60,6 +61,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
             budget_usd_hour=ours.get("budget_usd_hour"), head_usd_hour=ours.get("head_usd_hour"),
             clock=clock,
         )  # fmt: skip
+        self._upkeep = Upkeep(self._buyer, self._plans, clock)
         self._stand_ins = StandIns(self._buyer, self._plans, clock, drains or ray_of_this_process)
         self._lock = threading.Lock()
         self._told = ""
@@ -73,6 +75,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
             for m in self._buyer.machines()
             if all(m.tags.get(k) == v for k, v in wanted.items())
         ]
+        self._upkeep.step()
         self._stand_ins.step()
         self._tell()
         return found
@@ -183,7 +186,8 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
             "usd_hour": buyer.view().spent_usd_hour,
             "budget_usd_hour": buyer.budget_usd_hour,
             "waiting": {
-                n: {"state": w.state, "why": w.why, "next_try_s": w.next_try_s}
+                n: {"state": w.state, "why": w.why, "next_try_s": w.next_try_s,
+                    "asked_s": buyer.waited_s.get(n)}
                 for n, w in dict(buyer.waiting).items()
             },
             "cooldowns": {
@@ -191,7 +195,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
                 for k, c in dict(buyer.cooldowns).items()
             },
             "decisions": list(buyer.decisions),
-        }
+        }  # fmt: skip
 
     def _tell(self) -> None:
         """Write the state where `status` reads it, when it changed. A full disk stops no launch."""
@@ -202,27 +206,13 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
                 return
             self._told = key
             try:
-                _replace(state_path(self.cluster_name), json.dumps(state, indent=1))
+                write_state(self.cluster_name, state)
             except OSError as error:
                 logger.warning("capacity state not written: %s", error)
 
 
 def _for_ray(category: str, why: str) -> NodeLaunchException:
     return NodeLaunchException(category[:20], why, sys.exc_info())
-
-
-def state_path(cluster: str) -> Path:
-    """On the head: the provider's state. `SUNDOG_STATE_DIR` moves it."""
-    folder = os.environ.get("SUNDOG_STATE_DIR") or str(Path.home() / ".sundog" / "capacity")
-    return Path(folder) / f"{cluster}.json"
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".state-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(name).replace(path)
 
 
 def to_cloud_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -98,7 +98,7 @@ def plans_from_dict(data: Mapping[str, Any]) -> dict[str, PoolPlan]:
 def _offer_to_dict(offer: Offer) -> dict[str, Any]:
     row = asdict(offer)
     row["priced_on"] = offer.priced_on.isoformat() if offer.priced_on else None
-    for key in ("usd_hour", "bound_usd_hour", "expected_usd_hour"):
+    for key in ("usd_hour", "bound_usd_hour", "expected_usd_hour", "side_usd_hour"):
         row[key] = None if row[key] is None else round(row[key], 6)
     return row
 

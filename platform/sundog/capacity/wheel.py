@@ -12,6 +12,10 @@ from sundog.capacity.commands import LOCAL_WHEEL_DIR
 from sundog.errors import ClusterError
 
 
+def has_project(source: str | Path = ".") -> bool:
+    return (Path(source) / "pyproject.toml").is_file() and (Path(source) / "platform").is_dir()
+
+
 def build_wheel(folder: str | Path = LOCAL_WHEEL_DIR, source: str | Path = ".") -> Path:
     """The one wheel in `folder`, fresh from the project at `source`. ClusterError if it won't build."""
     project, target = Path(source).resolve(), Path(folder)

@@ -192,9 +192,26 @@ def _cloud_account() -> Finding:
     if session.get_credentials() is None:
         return Finding("aws account", "warn", "no credentials; one machine needs none",
                        "for clusters and s3:// roots: aws configure sso, or AWS_PROFILE")  # fmt: skip
-    return Finding(
-        "aws account", "ok", f"credentials found, region {session.region_name or 'not set'}"
-    )
+    if not session.region_name:
+        return Finding("aws account", "ok", "credentials found, region not set: quotas not asked")
+    return _quotas(session.region_name)
+
+
+def _quotas(region: str) -> Finding:
+    """The account's GPU quotas: a new account's are zero, and then no GPU node ever starts."""
+    from sundog.clouds.aws_prices import allowed_vcpus
+
+    try:
+        found = allowed_vcpus(region)
+    except SundogError as error:
+        return Finding("aws account", "warn", f"credentials found; quotas of {region}: {error.message}",
+                       error.fix or "they need servicequotas:GetServiceQuota")  # fmt: skip
+    said = ", ".join(f"{family} {market} {n}" for (family, market), n in sorted(found.items()))
+    gpus = [n for (family, _), n in found.items() if family != "Standard"]
+    if not any(gpus):
+        return Finding("aws account", "warn", f"{region}, vCPUs allowed: {said}",
+                       "no GPU node can start: `sundog cluster plan SPEC` says what to ask for")  # fmt: skip
+    return Finding("aws account", "ok", f"{region}, vCPUs allowed: {said}")
 
 
 def _extras() -> list[Finding]:

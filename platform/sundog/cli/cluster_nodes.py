@@ -1,28 +1,85 @@
-"""sundog cluster logs: what the autoscaler on the head said."""
+"""sundog cluster status, drain, logs, join: what goes on in a cluster that is up."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sundog.cli.output import Json, Output
+from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.errors import ClusterError
+
+if TYPE_CHECKING:
+    from sundog.capacity.head import Head
 
 Spec = Annotated[str, typer.Argument(help="The spec that the cluster was started from.")]
 MONITOR = "/tmp/ray/session_latest/logs/monitor.log"
+TAGS_ONLY = "not asked (--tags-only)"
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(logs)
+    for command in (status, drain, logs, join):
+        app.command()(command)
+
+
+def status(
+    file: Spec,
+    tags_only: Annotated[
+        bool, typer.Option("--tags-only", help="Ask only the cloud, not the head over SSH.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Every node by pool, market, zone, price, age and use, $/h now, and what no rung gives and why.
+
+    Example: sundog cluster status cluster-configs/specs/aws-train.yaml
+    """
+    from sundog.capacity.status import cluster_status, read_compiled, render, to_json
+
+    out = Output(as_json)
+    target = compiled_of(file)
+    name = read_compiled(target)["cluster_name"]
+    report, error = None, TAGS_ONLY
+    if not tags_only:
+        try:
+            report, error = _head(file).ask("report", name), ""
+        except ClusterError as away:
+            error = away.message
+    found = cluster_status(target, report=report, head_error=error)
+    out.say(render(found))
+    out.data(to_json(found))
+
+
+def drain(
+    file: Spec,
+    node: Annotated[str, typer.Argument(help="Its instance id, as `cluster status` shows it.")],
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, help="Time that its work has to move.")
+    ] = 10.0,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Take a node out gently: no new work, runs checkpoint, replicas move, then it goes.
+
+    Example: sundog cluster drain cluster-configs/specs/aws-train.yaml i-0abc12345
+    """
+    out = Output(as_json)
+    compiled_of(file)
+    confirm(f"Drain {node}? Its work moves; a node that is still wanted is bought anew.", yes)
+    said = _head(file).ask("drain", node, "--limit", str(minutes * 60))
+    if "error" in said:
+        raise ClusterError(str(said["error"]), str(said.get("fix", "")))
+    out.say(f"{node} takes no new work, and goes when it is idle")
+    out.data({"node": node, "ray_node": said["drained"], "state": "draining"})
 
 
 def logs(
     file: Spec,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written.")] = False,
     as_json: Json = False,
 ) -> None:
     """The autoscaler's log on the head: every launch and refusal with its reason.
@@ -30,19 +87,42 @@ def logs(
     Example: sundog cluster logs cluster-configs/specs/aws-train.yaml
     """
     out = Output(as_json)
-    ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "exec", str(_compiled(file)), f"tail -n {lines} {MONITOR}"]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise ClusterError(
-            f"`ray exec` ended with {done.returncode}",
-            f"is the cluster up? sundog cluster status {file}",
-        )
-    out.say(done.stdout.rstrip("\n"))
-    out.data(done.stdout.splitlines())
+    target = compiled_of(file)
+    if follow:
+        ray = str(Path(sys.executable).parent / "ray")
+        subprocess.run([ray, "exec", str(target), f"tail -n {lines} -F {MONITOR}"], check=False)
+        return
+    said = _head(file).text(f"tail -n {lines} {MONITOR}")
+    out.say(said.rstrip("\n"))
+    out.data(said.splitlines())
 
 
-def _compiled(file: str) -> Path:
+def join(file: Spec, as_json: Json = False) -> None:
+    """Let this laptop in: the cluster's endpoint and token, and SSH by your own cloud identity.
+
+    Example: sundog cluster join cluster-configs/specs/aws-train.yaml
+    """
+    from sundog.capacity.join import join as join_cluster
+
+    out = Output(as_json)
+    joined = join_cluster(compiled_of(file))
+    out.say(f"joined {joined.cluster} (head {joined.head}); its files are in {joined.folder}")
+    out.say("1. in one shell, bring its ports here:\n   " + joined.tunnel)
+    out.say("2. in another, point the tools at it:")
+    for key, value in joined.env.items():
+        out.say(f"   export {key}={value}")
+    out.say(f"SSH into the head: {joined.ssh}")
+    out.data(asdict(joined))
+
+
+def _head(file: str) -> Head:
+    from sundog.capacity.check import read_spec
+    from sundog.capacity.head import Head
+
+    return Head(compiled_of(file), read_spec(file).spec)
+
+
+def compiled_of(file: str) -> Path:
     from sundog.capacity.compile import compiled_name
 
     target = compiled_name(file)

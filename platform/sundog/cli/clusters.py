@@ -5,16 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sundog.cli import cluster_nodes
+from sundog.cli import cluster_nodes, cluster_prices
+from sundog.cli.cluster_prices import Prices
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.errors import ClusterError
 
+if TYPE_CHECKING:
+    from sundog.capacity.plan import Plan
+    from sundog.market.prices import PriceBook
+
 app = typer.Typer(help="Clusters: compile a spec, see its price, ray up.", no_args_is_help=True)
 cluster_nodes.register(app)
+cluster_prices.register(app)
 
 Spec = Annotated[str, typer.Argument(help="A cluster spec, such as cluster-configs/specs/x.yaml.")]
 Plain = Annotated[
@@ -29,6 +35,11 @@ def compile_spec(
         Path | None, typer.Option("--output", "-o", help="Write here (one spec), or - for stdout.")
     ] = None,
     plain: Plain = False,
+    prices: Prices = None,
+    wheel: Annotated[
+        bool,
+        typer.Option("--wheel/--no-wheel", help="Also build the wheel that the nodes install."),
+    ] = True,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: fail if a file is not what it would be.")
     ] = False,
@@ -37,13 +48,14 @@ def compile_spec(
 
     Example: sundog cluster compile cluster-configs/specs/aws-train.yaml
     """
+    from sundog.capacity.commands import mounts_wheel
     from sundog.capacity.compile import compile_cluster, compiled_name
 
     if output is not None and len(files) > 1:
         raise ClusterError("--output takes one spec", "compile them one by one, or leave it out")
-    stale = []
+    stale, book, needs_wheel = [], cluster_prices.book(prices), False
     for file in files:
-        compiled = compile_cluster(file, plain=plain)
+        compiled = compile_cluster(file, plain=plain, book=book)
         target = output or compiled_name(file)
         if str(target) == "-":
             print(compiled.text, end="")
@@ -57,44 +69,68 @@ def compile_spec(
         for warning in compiled.warnings:
             print(f"{file}: {warning}", file=sys.stderr)
         print(f"{file} → {target}" + ("" if current != compiled.text else " (unchanged)"))
+        needs_wheel |= mounts_wheel(compiled.bought.spec)
     if stale:
         raise ClusterError(
             f"not what their specs compile to: {', '.join(stale)}",
             "write them again: sundog cluster compile " + " ".join(files),
         )
+    if needs_wheel:
+        _wheel(wheel)
+
+
+def _wheel(build: bool) -> None:
+    """The compiled files mount a wheel: build it here, or say where it comes from."""
+    from sundog.capacity.commands import LOCAL_WHEEL_DIR
+    from sundog.capacity.wheel import build_wheel, has_project
+
+    if build and has_project():
+        print(f"the nodes' Sundog: built {build_wheel()}")
+        return
+    print(
+        f"the nodes' Sundog: {LOCAL_WHEEL_DIR}/*.whl must be there before `ray up`; "
+        "`sundog cluster up` builds it in the repository, or say `install: {url: …}` in the spec",
+        file=sys.stderr,
+    )
 
 
 @app.command()
 def plan(
     file: Spec,
     all_rungs: Annotated[bool, typer.Option("--all", help="Every rung of every ladder.")] = False,
+    prices: Prices = None,
+    account: Annotated[
+        bool, typer.Option("--account/--no-account", help="Ask the account for its quotas.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """What the pools would cost, rung by rung, before money is spent.
 
     Example: sundog cluster plan cluster-configs/specs/aws-train.yaml
     """
-    from sundog.capacity.plan import plan_cluster, render, to_json
+    from sundog.capacity.plan import render, to_json
 
     out = Output(as_json)
-    planned = plan_cluster(file)
+    planned = _planned(file, cluster_prices.book(prices), account)
     out.say(render(planned, all_rungs=all_rungs).rstrip("\n"))
     out.data(to_json(planned))
 
 
 @app.command()
-def up(file: Spec, plain: Plain = False, yes: Yes = False, as_json: Json = False) -> None:
+def up(
+    file: Spec, plain: Plain = False, prices: Prices = None, yes: Yes = False, as_json: Json = False
+) -> None:
     """Compile, show the price, ask, then `ray up`.
 
     Example: sundog cluster up cluster-configs/specs/aws-train.yaml
     """
-    from sundog.capacity.plan import plan_cluster, render
+    from sundog.capacity.plan import render
     from sundog.capacity.ready import make_ready
 
     out = Output(as_json)
-    planned = plan_cluster(file)
-    out.say(render(planned).rstrip("\n"))
-    target = _compiled(file, plain)
+    book = cluster_prices.book(prices)
+    out.say(render(_planned(file, book, True)).rstrip("\n"))
+    target = _compiled(file, plain, book)
     confirm(f"Start this cluster with `ray up {target}`?", yes)
     for made in make_ready(file):
         out.say(made)
@@ -115,29 +151,24 @@ def down(file: Spec, yes: Yes = False, as_json: Json = False) -> None:
     out.data({"cluster": str(target), "state": "down"})
 
 
-@app.command()
-def status(file: Spec, as_json: Json = False) -> None:
-    """Every node by pool, market, zone, price and age, from the cloud's own tags; $/h now.
+def _planned(file: str, book: PriceBook | None, ask: bool) -> Plan:
+    from sundog.capacity.account import Allowed, allowed, observed
+    from sundog.capacity.check import read_spec
+    from sundog.capacity.plan import plan_cluster
 
-    Example: sundog cluster status cluster-configs/specs/aws-train.yaml
-    """
-    from sundog.capacity.compile import compiled_name
-    from sundog.capacity.status import cluster_status, render, to_json
-
-    out = Output(as_json)
-    target = compiled_name(file)
-    if not target.is_file():
-        raise ClusterError(f"{target} is not there", f"write it: sundog cluster compile {file}")
-    found = cluster_status(target)
-    out.say(render(found))
-    out.data(to_json(found))
+    spec = read_spec(file).spec
+    quotas = allowed(spec) if ask else Allowed(None, "not asked (--no-account)")
+    records = observed(spec) if ask else None
+    return plan_cluster(
+        file, book=book, allowed=quotas.vcpus, why_not=quotas.why_not, records=records
+    )
 
 
-def _compiled(file: str, plain: bool) -> Path:
+def _compiled(file: str, plain: bool, book: PriceBook | None = None) -> Path:
     from sundog.capacity.compile import compile_cluster, compiled_name
 
     target = compiled_name(file)
-    text = compile_cluster(file, plain=plain).text
+    text = compile_cluster(file, plain=plain, book=book).text
     if not target.is_file() or target.read_text() != text:
         target.write_text(text)
     return target

@@ -13,6 +13,7 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
+from sundog.clock import WALL
 from sundog.clouds.base import (
     AuthRefused,
     CapacityRefused,
@@ -139,6 +140,15 @@ class AwsCloud:
 
     def zones(self, config: Mapping[str, Any]) -> list[str]:
         return [zone_id for _, _, zone_id in self._reach(config)]
+
+    def spot_prices(self, shapes: Sequence[str]) -> Mapping[tuple[str, str], float]:
+        from sundog.clouds.aws_prices import spot_prices
+
+        try:
+            found = spot_prices(self._ec2, self.region, sorted(shapes), WALL)
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            raise typed(error) from error
+        return {(p.zone, p.shape): p.usd_hour for p in found}
 
     def _subnet(self, order: Order) -> str:
         for subnet, zone, zone_id in self._reach(order.config):

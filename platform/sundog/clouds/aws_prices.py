@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import boto3
+import botocore.config
 import botocore.exceptions
 
 from sundog.clock import WALL, Clock
@@ -17,6 +18,7 @@ from sundog.market.prices import Price
 # The price list is served from few regions, whatever region it is asked about.
 PRICING_REGION = "us-east-1"
 PRODUCT = "Linux/UNIX"
+QUICK_S = 5
 # vCPU quotas of EC2, by family as shapes name it and by market.
 QUOTA_CODES = {
     ("Standard", "on-demand"): "L-1216C47A",
@@ -92,9 +94,21 @@ def on_demand_prices(pricing: Any, region: str, shape: str, clock: Clock) -> lis
     return found[:1]
 
 
+def has_credentials() -> bool:
+    """Whether this machine has credentials of an AWS account. Asks nobody whether they are good."""
+    try:
+        return boto3.Session().get_credentials() is not None
+    except botocore.exceptions.BotoCoreError:
+        return False  # a profile that names what is not there
+
+
 def allowed_vcpus(region: str, *, quotas: Any = None) -> dict[tuple[str, str], int]:
     """(family, market) -> vCPUs that the account may run. For `plan_cluster(allowed=…)`."""
-    quotas = quotas or boto3.client("service-quotas", region_name=region)
+    # A plan waits for this: better without quotas than late.
+    quick = botocore.config.Config(
+        connect_timeout=QUICK_S, read_timeout=QUICK_S, retries={"total_max_attempts": 2}
+    )
+    quotas = quotas or boto3.client("service-quotas", region_name=region, config=quick)
     found = {}
     for key, code in QUOTA_CODES.items():
         try:

@@ -1,6 +1,6 @@
 """What a cloud must do for the node provider, and the five ways in which it can refuse.
 
-Nine small operations, no policy: which offer to try, and what a refusal means, is decided elsewhere.
+A few small operations, no policy: which offer to try, and what a refusal means, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -97,4 +97,8 @@ class Cloud(Protocol):
 
     def zones(self, config: Mapping[str, Any]) -> list[str]:
         """The zones that a launch configuration can reach, by the names that offers use."""
+        ...
+
+    def spot_prices(self, shapes: Sequence[str]) -> Mapping[tuple[str, str], float]:
+        """Today's spot price in dollars an hour by (zone, shape); what has none is left out."""
         ...

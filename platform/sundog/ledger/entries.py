@@ -17,12 +17,14 @@ from typing import Any, Literal, Protocol
 from sundog.errors import Corrupt, FormatTooNew
 
 FORMAT = 1
-Kind = Literal["launch", "terminate", "price"]
+Kind = Literal["launch", "terminate", "price", "interruption"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A node was bought, given back, or changed its price. `at_s` is Unix time.
+    """A node was bought, given back, taken back by the cloud, or changed its price; `at_s` Unix time.
+
+    A node may have several "interruption" entries (the node's own, and the head's that missed it).
 
     `usd_hour` None: no price was known; then there are node-hours and no dollars.
     """
@@ -42,6 +44,10 @@ class Entry:
 class Ledger(Protocol):
     def append(self, entry: Entry) -> None: ...
 
+    def since(self, start_s: float) -> Iterator[Entry]:
+        """Entries of the day of `start_s` and later."""
+        ...
+
 
 class FileLedger:
     """One JSON line an entry, appended in a single write, so that writers do not interleave."""
@@ -58,8 +64,17 @@ class FileLedger:
         finally:
             os.close(handle)
 
+    def since(self, start_s: float) -> Iterator[Entry]:
+        return (e for e in read_entries(self.path) if e.at_s >= start_s)
 
-class _Creates(Protocol):
+
+class _Reads(Protocol):
+    def entries(self, prefix: str = "") -> Iterator[Any]: ...
+
+    def read(self, key: str) -> bytes: ...
+
+
+class _Keeps(_Reads, Protocol):
     """The part of a storage root that the ledger needs."""
 
     def create(self, key: str, data: bytes) -> str: ...
@@ -68,7 +83,7 @@ class _Creates(Protocol):
 class RootLedger:
     """Entries as objects of their own, `ledger/<day>/<time>-<id>.json`: object stores cannot append."""
 
-    def __init__(self, root: _Creates) -> None:
+    def __init__(self, root: _Keeps) -> None:
         self._root = root
 
     def append(self, entry: Entry) -> None:
@@ -76,11 +91,11 @@ class RootLedger:
         name = f"{entry.at_s:.3f}-{uuid.uuid4().hex[:12]}"
         self._root.create(f"ledger/{day}/{name}.json", entry.to_json().encode())
 
-
-class _Reads(Protocol):
-    def entries(self, prefix: str) -> Iterator[Any]: ...
-
-    def read(self, key: str) -> bytes: ...
+    def since(self, start_s: float) -> Iterator[Entry]:
+        first = datetime.fromtimestamp(start_s, UTC).date().isoformat()
+        for found in self._root.entries("ledger"):
+            if found.key.split("/")[1] >= first:  # the day; keys of other days are not read
+                yield parse_entry(self._root.read(found.key).decode("utf-8", "replace"), found.key)
 
 
 def read_root(root: _Reads) -> Iterator[Entry]:

@@ -6,7 +6,7 @@ Pure: prices, shapes and the interruption record come in, a ladder comes out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from sundog.market.prices import Market, PriceBook
@@ -38,7 +38,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One rung. `usd_hour` None: no price is known, and it cannot exceed `bound_usd_hour`."""
+    """One rung. `usd_hour` None: no price is known, and it cannot exceed `bound_usd_hour`.
+
+    `side_usd_hour` is disks and cross-zone transfer; `expected_usd_hour` has it and the re-work in.
+    """
 
     cloud: str
     market: Market
@@ -50,6 +53,7 @@ class Offer:
     bound_usd_hour: float | None
     expected_usd_hour: float | None
     priced_on: date | None = None
+    side_usd_hour: float = 0.0
 
     @property
     def key(self) -> str:
@@ -141,26 +145,49 @@ def _offer(
     # A spot price never exceeds the on-demand one, so that bounds what we do not know.
     bound = full.usd_hour if full else None
     base = usd_hour if usd_hour is not None else bound
-    expected = None
-    if base is not None:
-        lost = rework(records.get(f"{zone}/{shape.name}", Record())) if market == "spot" else 0.0
-        expected = (base + side_costs_usd_hour(cloud, disk_gib, several_zones)) * (1 + lost)
+    side = side_costs_usd_hour(cloud, disk_gib, several_zones)
     return Offer(
-        cloud, market, region, zone, shape.name, shape.quota, usd_hour, bound, expected,
-        price.day if price else (full.day if full else None),
+        cloud, market, region, zone, shape.name, shape.quota, usd_hour, bound,
+        _expected(market, f"{zone}/{shape.name}", base, side, records),
+        price.day if price else (full.day if full else None), side,
     )  # fmt: skip
+
+
+def _expected(
+    market: Market, place: str, base: float | None, side: float, records: Mapping[str, Record]
+) -> float | None:
+    if base is None:
+        return None
+    lost = rework(records.get(place, Record())) if market == "spot" else 0.0
+    return (base + side) * (1 + lost)
+
+
+def repriced(
+    offers: Iterable[Offer], spot_usd_hour: Mapping[tuple[str, str], float],
+    records: Mapping[str, Record], day: date,
+) -> tuple[Offer, ...]:  # fmt: skip
+    """The same rungs at today's spot prices (by zone and shape) and with what became of such nodes,
+
+    in their new order: spot that now costs more than on-demand comes after it.
+    """
+    new = []
+    for o in offers:
+        usd, on = o.usd_hour, o.priced_on
+        if o.market == "spot" and (o.zone, o.shape) in spot_usd_hour:
+            usd, on = spot_usd_hour[o.zone, o.shape], day
+        base = usd if usd is not None else o.bound_usd_hour
+        expected = _expected(o.market, f"{o.zone}/{o.shape}", base, o.side_usd_hour, records)
+        new.append(replace(o, usd_hour=usd, expected_usd_hour=expected, priced_on=on))
+    spot = sorted((o for o in new if o.market == "spot"), key=_cost)
+    full = sorted((o for o in new if o.market != "spot"), key=_cost)
+    cheapest = min((o.expected_usd_hour for o in full if o.expected_usd_hour), default=None)
+    good = [o for o in spot if cheapest is None or _worth_trying(o, cheapest)]
+    return (*good, *full, *(o for o in spot if o not in good))
 
 
 def _diverse(offers: list[Offer], rungs: int) -> list[Offer]:
     """The `rungs` cheapest, but of more than one shape: refusals come by shape as by zone."""
-    infinite = float("inf")
-
-    def cost(o: Offer) -> tuple[bool, float, str]:
-        # A known price before a bound: only one of them was ever seen.
-        expected = o.expected_usd_hour if o.expected_usd_hour is not None else infinite
-        return (o.usd_hour is None, expected, o.key)
-
-    ordered = sorted(offers, key=cost)
+    ordered = sorted(offers, key=_cost)
     per_shape = max(1, -(-rungs // max(1, min(2, len({o.shape for o in ordered})))))
     taken: dict[str, int] = {}
     first, rest = [], []
@@ -170,4 +197,10 @@ def _diverse(offers: list[Offer], rungs: int) -> list[Offer]:
             first.append(offer)
         else:
             rest.append(offer)
-    return sorted((first + rest)[:rungs], key=cost)
+    return sorted((first + rest)[:rungs], key=_cost)
+
+
+def _cost(o: Offer) -> tuple[bool, float, str]:
+    # A known price before a bound: only one of them was ever seen.
+    expected = o.expected_usd_hour if o.expected_usd_hour is not None else float("inf")
+    return (o.usd_hour is None, expected, o.key)

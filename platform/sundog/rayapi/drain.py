@@ -5,6 +5,7 @@ Works without `ray.init()`: an agent beside a raylet must not be a driver.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,17 @@ from sundog.errors import ClusterError
 
 @dataclass(frozen=True, slots=True)
 class RayNode:
-    """`instance_id` is the cloud's name of it; `status` RUNNING, IDLE, DRAINING or DEAD."""
+    """`instance_id` is the cloud's name of it; `status` RUNNING, IDLE, DRAINING or DEAD.
+
+    `used` is the share of its CPUs or GPUs, whichever is higher, that tasks and actors hold; None
+    for a node that has neither.
+    """
 
     node_id: str
     instance_id: str
     node_type: str
     status: str
+    used: float | None = None
 
 
 class Gcs:
@@ -36,10 +42,13 @@ class Gcs:
 
         state = self._call(lambda client: get_cluster_resource_state(client))
         return [
-            RayNode(n.node_id.hex(), n.instance_id, n.ray_node_type_name, NodeStatus.Name(n.status))
+            RayNode(
+                n.node_id.hex(), n.instance_id, n.ray_node_type_name, NodeStatus.Name(n.status),
+                _used(n.total_resources, n.available_resources),
+            )
             for n in state.node_states
             if NodeStatus.Name(n.status) != "DEAD"
-        ]
+        ]  # fmt: skip
 
     def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool:
         """Ask for a preemption drain of this node; whether Ray took it.
@@ -74,3 +83,18 @@ class Gcs:
         except Exception as error:
             self._client = None
             raise ClusterError(f"the cluster at {self.address} does not answer: {error}") from error
+
+
+def _used(total: Mapping[str, float], available: Mapping[str, float]) -> float | None:
+    shares = [1 - available.get(k, 0.0) / total[k] for k in ("CPU", "GPU") if total.get(k, 0) > 0]
+    return max(shares, default=None)
+
+
+def head_address() -> str:
+    """host:port of the GCS of the Ray that runs on this machine. ClusterError if none does."""
+    from ray._private.services import find_bootstrap_address
+
+    found = find_bootstrap_address(None)
+    if not found:
+        raise ClusterError("no Ray runs on this machine", "start it: ray start --head")
+    return str(found)

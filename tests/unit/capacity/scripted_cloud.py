@@ -31,6 +31,7 @@ class ScriptedCloud:
     orders: list[Order] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     now_s: Callable[[], float] = lambda: 0.0
+    prices: dict[tuple[str, str], float] = field(default_factory=dict)
     _ids: Any = field(default_factory=itertools.count)
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -103,6 +104,11 @@ class ScriptedCloud:
 
     def zones(self, config: Mapping[str, Any]) -> list[str]:
         return list(self.zone_names)
+
+    def spot_prices(self, shapes: Sequence[str]) -> Mapping[tuple[str, str], float]:
+        with self._lock:
+            self._enter("spot_prices")
+            return {k: v for k, v in self.prices.items() if k[1] in shapes}
 
 
 def refusing(market: str, kind: type[Exception] = CapacityRefused) -> Callable[[Order], Any]:

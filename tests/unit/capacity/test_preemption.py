@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sundog.capacity import identity, metadata, preemption
 from sundog.capacity.metadata import AwsMetadata, AzureMetadata, GcpMetadata, MetadataUnavailable
 from sundog.capacity.preemption import Agent
 from sundog.clock import ManualClock
-from sundog.errors import AlreadyExists, ClusterError
+from sundog.errors import AlreadyExists, ClusterError, StorageUnavailable
+from sundog.ledger import Entry, FileLedger
 from sundog.market.prices import price_at
 from sundog.rayapi.drain import RayNode
 
+CONFIGS = Path(__file__).parents[3] / "cluster-configs"
 NOW_S = 1_800_000_000.0
 MINE = RayNode("a" * 56, "i-1", "gpu", "RUNNING")
 OTHER = RayNode("b" * 56, "i-2", "gpu", "RUNNING")
@@ -302,3 +309,82 @@ def test_a_node_without_a_price_tag_has_no_price(server: Server) -> None:
     ear.step()
     [data] = root.made.values()
     assert price_at(json.loads(data), NOW_S + 1) is None
+
+
+def test_an_interruption_is_in_the_ledger_once_and_advice_is_not(
+    server: Server, tmp_path: Path
+) -> None:
+    ledger = FileLedger(tmp_path / "ledger")
+    server.aws(
+        spot__instance_action='{"action":"terminate","time":"2027-01-15T08:02:00Z"}',
+        events__recommendations__rebalance='{"noticeTime":"2027-01-15T08:00:00Z"}',
+        instance_life_cycle="spot", placement__availability_zone="us-east-1a",
+        instance_type="g5.xlarge",
+    )  # fmt: skip
+    server.answers["/latest/meta-data/tags/instance/sundog:usd-hour"] = (200, "0.31")
+    ear, cluster, _ = agent(server)
+    ear.ledger = ledger
+    ear.step()
+    ear.step()
+    assert len(cluster.drains) == 1
+    [entry] = ledger.since(0.0)
+    assert (entry.kind, entry.node, entry.usd_hour) == ("interruption", "i-1", 0.31)
+    assert entry.about["shape"] == "g5.xlarge"
+
+
+def test_a_ledger_that_cannot_be_written_costs_the_entry_and_not_the_drain(server: Server) -> None:
+    class Broken:
+        def append(self, entry: Entry) -> None:
+            raise StorageUnavailable("away")
+
+    server.aws(spot__instance_action='{"action":"terminate","time":"2027-01-15T08:02:00Z"}')
+    ear, cluster, heard = agent(server)
+    ear.ledger = Broken()  # type: ignore[assignment]
+    ear.step()
+    assert len(cluster.drains) == 1
+    assert "not-in-the-ledger" in heard.events
+
+
+def test_the_start_command_starts_an_agent_that_died_again_and_lets_a_second_one_be(
+    tmp_path: Path,
+) -> None:
+    """The committed command itself, with a python3 that crashes twice and is then at rest."""
+    start = yaml.safe_load((CONFIGS / "aws-train.yaml").read_text())["worker_start_ray_commands"]
+    [line] = [c for c in start if "sundog.capacity.preemption" in c]
+    count, pauses = tmp_path / "count", tmp_path / "pauses"
+    fakes = {
+        "python3": f'#!/bin/sh\necho "$@" >> {count}\n[ $(wc -l < {count}) -gt 2 ] && exit 0\n'
+        f"[ $(wc -l < {count}) = 1 ] && kill -9 $$\nexit 1\n",
+        "sleep": f'#!/bin/sh\necho "$@" >> {pauses}\n',
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "RAY_HEAD_IP": "10.0.0.9",
+    }
+    subprocess.run(["bash", "-c", line], check=True, env=env, timeout=20)
+
+    def calls() -> list[str]:
+        return count.read_text().splitlines() if count.exists() else []
+
+    deadline = time.monotonic() + 20
+    while len(calls()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert calls() == ["-m sundog.capacity.preemption aws --gcs 10.0.0.9:6379"] * 3
+    assert pauses.read_text().split() == ["5", "5"]
+
+
+def test_a_command_that_is_wrong_is_not_repeated(tmp_path: Path) -> None:
+    start = yaml.safe_load((CONFIGS / "aws-train.yaml").read_text())["worker_start_ray_commands"]
+    [line] = [c for c in start if "sundog.capacity.preemption" in c]
+    count = tmp_path / "count"
+    (tmp_path / "python3").write_text(f"#!/bin/sh\necho x >> {count}\nexit 2\n")
+    (tmp_path / "python3").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "RAY_HEAD_IP": "h"}
+    subprocess.run(["bash", "-c", line], check=True, env=env, timeout=20)
+    time.sleep(0.5)
+    assert count.read_text() == "x\n"

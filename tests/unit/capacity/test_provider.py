@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from scripted_cloud import ScriptedCloud, refusing
 
-from sundog.capacity.provider import ElasticProvider, state_path
+from sundog.capacity.provider import ElasticProvider
 from sundog.capacity.state import PoolPlan, plans_to_dict
+from sundog.capacity.state_file import state_path
 from sundog.clock import ManualClock
 from sundog.clouds.base import AuthRefused, Order, QuotaRefused, Transient
 from sundog.errors import ClusterError, FormatTooNew, StorageUnavailable
@@ -36,6 +38,9 @@ LADDER = (
 
 
 class Entries(list[Entry]):
+    def since(self, start_s: float) -> Iterator[Entry]:
+        return iter(self)
+
     def append(self, entry: Entry) -> None:
         super().append(entry)
 

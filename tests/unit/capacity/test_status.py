@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripted_cloud import ScriptedCloud
+from ray.autoscaler.node_launch_exception import NodeLaunchException
+from scripted_cloud import ScriptedCloud, refusing
 
 from sundog.capacity.compile import compile_cluster
+from sundog.capacity.onhead import report
 from sundog.capacity.provider import ElasticProvider
 from sundog.capacity.status import cluster_status, render
 from sundog.clock import ManualClock
 from sundog.errors import ClusterError
 from sundog.ledger import FileLedger
+from sundog.rayapi.drain import RayNode
 
 SPECS = Path(__file__).parents[3] / "cluster-configs" / "specs"
 
@@ -46,3 +49,48 @@ def test_a_file_of_rays_own_provider_is_refused_with_a_way_out(tmp_path: Path) -
     path.write_text(compile_cluster(SPECS / "gcp.yaml").text)
     with pytest.raises(ClusterError, match="ray status"):
         cluster_status(path)
+
+
+def test_use_refusals_and_the_next_try_come_from_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUNDOG_STATE_DIR", str(tmp_path))
+    compiled = compile_cluster(SPECS / "aws-train.yaml")
+    path = tmp_path / "train.yaml"
+    path.write_text(compiled.text)
+    config, clock = compiled.documents[0], ManualClock(10_000.0)
+    cloud = ScriptedCloud(now_s=clock.now_s)
+    elastic = ElasticProvider(
+        config["provider"], "train", cloud=cloud, clock=clock, ledger=FileLedger(tmp_path / "l")
+    )
+    tags = {"ray-node-type": "worker", "ray-user-node-type": "a10g"}
+    node_config = config["available_node_types"]["a10g"]["node_config"]
+    [node] = elastic.create_node(node_config, tags, 1)
+    cloud.refuse = lambda order: refusing(order.market)(order)
+    with pytest.raises(NodeLaunchException):
+        elastic.create_node(node_config, tags, 1)
+    clock.advance(10)
+
+    class Ray:
+        def nodes(self) -> list[RayNode]:
+            return [RayNode("f" * 56, node, "a10g", "DRAINING", 0.5)]
+
+        def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool:
+            return True
+
+    said = cluster_status(path, cloud=cloud, clock=clock, report=report("train", Ray()))
+    [line] = said.nodes
+    assert (line.used, line.draining, line.ray) == (0.5, True, "DRAINING")
+    [wait] = said.waiting
+    assert (wait.pool, wait.state, wait.next_try_in_s) == ("a10g", "refused", 20.0)
+    text = render(said)
+    assert "50%" in text
+    assert "pool a10g waits (refused, next try in 20 s): pool a10g: no rung can be had" in text
+    assert "cooling down spot/" in text
+    assert "not known" not in text
+    clock.advance(700)  # nobody has asked for a node since: nobody waits
+    later = cluster_status(path, cloud=cloud, clock=clock, report=report("train", Ray()))
+    assert later.waiting == []
+    blind = cluster_status(path, cloud=cloud, clock=clock, head_error="no SSH")
+    assert "are not known: no SSH" in render(blind)
+    assert blind.nodes[0].used is None

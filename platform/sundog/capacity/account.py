@@ -1,0 +1,88 @@
+"""What the user's own cloud account says: its quotas and today's prices. Asks, never buys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sundog.capacity.check import check, read_spec
+from sundog.capacity.records import WINDOW_S, spot_records
+from sundog.clock import WALL, Clock
+from sundog.errors import CapacityError, SpecError, SundogError
+from sundog.ledger import RootLedger
+from sundog.market.offers import Record
+from sundog.market.prices import Price, PriceBook
+from sundog.spec.cluster import ClusterSpec
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """vCPUs by (family, market) as the account may run; None with the reason where nobody said."""
+
+    vcpus: dict[tuple[str, str], int] | None
+    why_not: str = ""
+
+
+def allowed(spec: ClusterSpec) -> Allowed:
+    """The account's quotas in the spec's region. Never raises: a plan without them is still one."""
+    aws = spec.cloud.aws
+    if aws is None:
+        return Allowed(None, f"quotas of {spec.cloud.name} are not asked for")
+    if aws.endpoint is not None:
+        return Allowed(None, "another EC2 endpoint has no quotas")
+    from sundog.clouds.aws_prices import allowed_vcpus, has_credentials
+
+    if not has_credentials():
+        return Allowed(None, "no AWS credentials here")
+    try:
+        return Allowed(allowed_vcpus(aws.region))
+    except CapacityError as error:
+        return Allowed(None, error.message)
+
+
+def observed(spec: ClusterSpec, clock: Clock = WALL) -> dict[str, Record]:
+    """What became of spot nodes before, from the ledger of the spec's root. {} where it has none."""
+    if not spec.root:
+        return {}
+    from sundog.storage.root import open_root
+
+    now_s = clock.now_s()
+    try:
+        return spot_records(RootLedger(open_root(spec.root)).since(now_s - WINDOW_S), now_s)
+    except SundogError:
+        return {}  # a plan needs no history; `rework` says that it had none
+
+
+def todays_prices(path: str | Path, clock: Clock = WALL) -> list[Price]:
+    """Spot and on-demand of every shape that the spec's pools or head may become.
+
+    SpecError where nothing is priced; CapacityError's kinds where the cloud does not answer.
+    """
+    source = read_spec(path)
+    bought, cloud = check(source), source.spec.cloud
+    # Every shape that fits, not only the ladder's rungs: which are the cheapest is to be found out.
+    shapes = {s.name for found in bought.fitting.values() for s in found}
+    if bought.head is not None:
+        shapes.add(bought.head.name)
+    region = cloud.region
+    if bought.market_cloud == "aws":
+        from sundog.clouds import aws_prices
+
+        return aws_prices.refresh_prices(region, shapes, clock=clock)
+    if bought.market_cloud == "azure":
+        from sundog.clouds import azure_prices
+
+        return azure_prices.refresh_prices(region, shapes, clock=clock)
+    if bought.market_cloud == "gcp":
+        from sundog.clouds import gcp_prices
+
+        return gcp_prices.refresh_prices(region, shapes, clock=clock)
+    raise SpecError(f"{path}: nothing is bought there, so nothing has a price", "use it as it is")
+
+
+def covered(prices: list[Price], book: PriceBook) -> tuple[int, list[str]]:
+    """How many of these prices a book took, and why it would not take the rest."""
+    merged = book.with_more(prices)
+    mine = set(prices)
+    refused = [f"{r.row.shape} {r.row.zone}: {r.reason}" for r in merged.rejected if r.row in mine]
+    return len(mine) - len(refused), refused

@@ -1,0 +1,80 @@
+"""What runs on the head for `sundog cluster`: says what Ray and the provider know, drains a node.
+
+Prints one marked line of JSON, since it is reached over SSH, where others print too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sundog.capacity.state_file import read_state
+from sundog.clock import WALL, Clock
+from sundog.errors import ClusterError, SundogError
+from sundog.rayapi.drain import Gcs, RayNode, head_address
+
+MARK = "SUNDOG-HEAD "
+FORMAT = 1
+# A person who drains a node gives its work this long to move; Ray kills nothing when it is over.
+DRAIN_S = 600.0
+
+
+class Drains(Protocol):
+    def nodes(self) -> list[RayNode]: ...
+
+    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
+
+
+def report(cluster: str, ray: Drains) -> dict[str, Any]:
+    """The provider's state and each node's use, by instance id. Either may be missing, with why."""
+    said: dict[str, Any] = {"format": FORMAT, "state": read_state(cluster), "used": {}, "ray": {}}
+    try:
+        for node in ray.nodes():
+            said["used"][node.instance_id] = node.used
+            said["ray"][node.instance_id] = node.status
+    except ClusterError as error:
+        said["error"] = error.message
+    return said
+
+
+def drain(instance: str, ray: Drains, clock: Clock = WALL, limit_s: float = DRAIN_S) -> str:
+    """Ask Ray to drain the node that the cloud calls `instance`; its node id.
+
+    ClusterError for a node that Ray does not know, and for the head, which nothing can replace.
+    """
+    nodes = ray.nodes()
+    found = [n for n in nodes if instance in (n.instance_id, n.node_id)]
+    if len(found) != 1:
+        known = ", ".join(sorted(n.instance_id for n in nodes if n.instance_id)) or "none"
+        raise ClusterError(f"Ray knows no node {instance!r}", f"it knows: {known}")
+    if found[0].node_type == "head":
+        raise ClusterError("the head cannot be drained", "sundog cluster down ends the cluster")
+    ray.drain(found[0].node_id, clock.now_s() + limit_s, "sundog cluster drain")
+    return found[0].node_id
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sundog-onhead", description=__doc__)
+    parser.add_argument("what", choices=("report", "drain"))
+    parser.add_argument("name", help="report: the cluster; drain: the instance")
+    parser.add_argument("--limit", type=float, default=DRAIN_S, metavar="SECONDS")
+    arguments = parser.parse_args(argv)
+    try:
+        ray = Gcs(head_address())
+        said = (
+            report(arguments.name, ray)
+            if arguments.what == "report"
+            else {"format": FORMAT, "drained": drain(arguments.name, ray, limit_s=arguments.limit)}
+        )
+    except SundogError as error:
+        said = {"format": FORMAT, "error": error.message, "fix": error.fix}
+        if arguments.what == "report":
+            said |= {"state": read_state(arguments.name), "used": {}, "ray": {}}
+    print(MARK + json.dumps(said), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

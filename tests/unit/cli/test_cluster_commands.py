@@ -1,0 +1,132 @@
+"""sundog cluster at the command line: prices, plan, compile's wheel, and errors with a way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sundog.capacity import account, wheel
+from sundog.cli import main
+from sundog.market.prices import Price
+
+SPEC = Path(__file__).parents[3] / "cluster-configs" / "specs" / "aws-train.yaml"
+
+
+def sundog(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The committed spec in a folder of its own, on a machine without a cloud account."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "train.yaml").write_text(SPEC.read_text())
+    return "specs/train.yaml"
+
+
+def todays(path: object, clock: object = None) -> list[Price]:
+    from datetime import date
+
+    day = date(2099, 1, 1)
+    return [
+        Price("aws", "spot", "us-east-1", "use1-az1", "g5.xlarge", 0.111, day, "account"),
+        Price("aws", "on-demand", "us-east-1", "", "g5.xlarge", 1.006, day, "account"),
+        Price("aws", "spot", "us-east-1", "use1-az2", "g5.xlarge", 3.0, day, "account"),
+    ]
+
+
+def test_refreshed_prices_are_saved_planned_with_and_compiled_in(
+    spec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(account, "todays_prices", todays)
+    assert sundog("cluster", "prices", spec, "-o", "p.json", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["spot"], said["on_demand"], said["taken"]) == (2, 1, 2)
+    assert "above on-demand" in said["refused"][0]
+    assert sundog("cluster", "plan", spec, "--prices", "p.json", "--json") == 0
+    pools = json.loads(capsys.readouterr().out)["pools"]
+    first = next(p for p in pools if p["name"] == "a10g")["rungs"][0]
+    assert (first["usd_hour"], first["zone"]) == (0.111, "use1-az1")
+    assert sundog("cluster", "compile", spec, "--prices", "p.json", "--no-wheel") == 0
+    assert "usd_hour: 0.111" in Path("train.yaml").read_text()
+
+
+def test_a_plan_says_why_it_does_not_know_the_quotas(
+    spec: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sundog("cluster", "plan", spec) == 0
+    assert "what the account has is not known: no AWS credentials here" in capsys.readouterr().out
+    monkeypatch.setattr(
+        account, "allowed", lambda spec: account.Allowed({("G and VT", "spot"): 64})
+    )
+    assert sundog("cluster", "plan", spec) == 0
+    said = capsys.readouterr().out
+    assert "quota P spot: 384 vCPUs at max, the account has 0, ask for 384 more" in said
+    assert "re-work from a prior of 1 interruption in 20 node-hours" in said
+
+
+def test_compile_says_where_the_nodes_get_sundog_from(
+    spec: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sundog("cluster", "compile", spec) == 0  # no repository here: nothing can be built
+    assert "cluster-configs/.wheel/*.whl must be there before `ray up`" in capsys.readouterr().err
+    monkeypatch.setattr(wheel, "has_project", lambda: True)
+    monkeypatch.setattr(wheel, "build_wheel", lambda: Path("cluster-configs/.wheel/x.whl"))
+    assert sundog("cluster", "compile", spec) == 0
+    assert "the nodes' Sundog: built cluster-configs/.wheel/x.whl" in capsys.readouterr().out
+    assert sundog("cluster", "compile", spec, "-o", "-") == 0
+    assert "wheel/x.whl" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "specs/train.yaml"], "sundog cluster compile specs/train.yaml"),
+        (["join", "specs/train.yaml"], "sundog cluster compile specs/train.yaml"),
+        (["drain", "specs/train.yaml", "i-1", "--yes"], "sundog cluster compile"),
+        (["logs", "specs/train.yaml"], "sundog cluster compile"),
+        (["plan", "specs/train.yaml", "--prices", "none.json"], "no such price file"),
+        (["prices", "specs/none.yaml", "-o", "p.json"], "none.yaml"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_way_out(
+    spec: str, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert sundog("cluster", *words) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_doctor_says_that_a_new_account_may_start_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sundog.cli import checkup
+    from sundog.clouds import aws_prices
+    from sundog.clouds.base import AuthRefused
+
+    def answers(said: dict[tuple[str, str], int] | Exception) -> None:
+        def ask(region: str) -> dict[tuple[str, str], int]:
+            if isinstance(said, Exception):
+                raise said
+            return said
+
+        monkeypatch.setattr(aws_prices, "allowed_vcpus", ask)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    answers({("P", "spot"): 0, ("G and VT", "spot"): 0, ("Standard", "on-demand"): 5})
+    found = checkup._cloud_account()
+    assert (found.level, "no GPU node can start" in found.fix) == ("warn", True)
+    answers({("P", "spot"): 0, ("G and VT", "spot"): 64})
+    assert checkup._cloud_account().level == "ok"
+    answers(AuthRefused("UnauthorizedOperation"))
+    assert "servicequotas:GetServiceQuota" in checkup._cloud_account().fix
