@@ -1,9 +1,10 @@
 """Ray Train v2 with workers that outlive their group: survivors keep their process and their state.
 
 Stock Train kills all workers and starts again when one is lost. Here the group shrinks to the
-survivors at once, a standby warms up in the background and joins at a step boundary. Private parts
-of Ray Train (controller, worker group, scaling policy), pinned to 2.60 and tested for; `train.py`
-falls back to the public TorchTrainer where they are not as expected.
+survivors at once, leaves a node under notice with a checkpoint on the way, and a standby warms up in
+the background and joins at a step boundary. Private parts of Ray Train (controller, worker group,
+scaling policy), pinned to 2.60 and tested for; `train.py` falls back to the public TorchTrainer where
+they are not as expected.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller.controller import (
     TrainController,
     TrainControllerLoopIterationResult,
@@ -37,10 +38,12 @@ from ray.train.v2._internal.util import bundle_to_remote_args, invoke_context_ma
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from sundog.clock import WALL
-from sundog.rayapi import train_slot
+from sundog.rayapi import train_nodes, train_slot
+from sundog.rayapi.train_pool import Pool, Standby, gather_parked
 
-_LEAVE_S = 5.0  # how long a worker may take to come to a step boundary or to notice a lost peer
-_POLL_S = 0.02
+_PATIENCE_S = 20.0  # how long a worker may take to come to a step boundary
+_TORN_S = 1.0  # how long others may be silent after one said that it lost them
+_LAST_SAVE_S = 3.0  # before a deadline at which too few would be left to go on
 _CONTROLLER_ENV = {
     # On the controller only: in the workers' environment they would cost a process start each.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -51,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class Resizer(Protocol):
-    """How many workers the run shall have. Picklable; decides, changes nothing."""
+    """How many workers the run shall have, and who is told. Picklable; changes nothing itself."""
 
     @property
     def low(self) -> int: ...
@@ -60,60 +63,23 @@ class Resizer(Protocol):
     def high(self) -> int: ...
 
     @property
-    def yield_flag(self) -> int: ...
+    def flags(self) -> dict[str, int]:
+        """What the loop takes for 'save', 'yield' and 'handover' (save, then yield)."""
+        ...
 
     def prepare(self) -> None: ...
 
     def after_loss(self, survivors: int) -> int: ...
 
+    def after_notice(self, working: int, leaving: int, warm: int) -> int | None:
+        """The size to go on with now; None: too few would be left, stay while the node lives."""
+        ...
+
     def with_warm(self, working: int, warm: int) -> int: ...
 
+    def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None: ...
 
-@dataclass
-class Pool:
-    """Worker actors that are alive and in no group, in the controller's process."""
-
-    parked: list[Worker] = field(default_factory=list)
-    standby: list[tuple[Any, Any]] = field(default_factory=list)  # actor, ref of its warming
-
-    def survivors(self) -> list[Worker]:
-        """The parked workers that still answer."""
-        refs = {w.actor.get_metadata.remote(): w for w in self.parked}
-        done, _ = (
-            ray.wait(list(refs), num_returns=len(refs), timeout=_LEAVE_S) if refs else ([], [])
-        )
-        alive = []
-        for ref in done:
-            try:
-                ray.get(ref)
-                alive.append(refs[ref])
-            except RayError:
-                continue
-        self.parked = [w for w in self.parked if w in alive]
-        return self.parked
-
-    def warm(self) -> list[Any]:
-        """Standby actors that are ready; dead ones are forgotten."""
-        ready, _ = ray.wait([r for _, r in self.standby], num_returns=len(self.standby), timeout=0) \
-            if self.standby else ([], [])  # fmt: skip
-        out, keep = [], []
-        for actor, ref in self.standby:
-            if ref not in ready:
-                keep.append((actor, ref))
-                continue
-            try:
-                ray.get(ref)
-                out.append(actor)
-                keep.append((actor, ref))
-            except RayError:
-                continue
-        self.standby = keep
-        return out
-
-    def close(self) -> None:
-        for actor in [*(w.actor for w in self.parked), *(a for a, _ in self.standby)]:
-            ray.kill(actor)
-        self.parked, self.standby = [], []
+    def regrouped(self, stamps: dict[str, Any]) -> None: ...
 
 
 class _NoPlacementGroup:
@@ -129,7 +95,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
     """A worker group made of parked survivors first, warm standbys next, new actors last."""
 
     pool: Pool
-    sync_actor: Any = None
+    stamps: dict[str, Any]
 
     def _start_impl(self, builder: Any) -> None:
         context = self._worker_group_context
@@ -140,6 +106,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
             sync_actor = _sync_actor()
             builder.with_sync_actor(sync_actor)
             workers = self._gather(context.num_workers, context.resources_per_worker)
+            self.stamps["gathered_s"] = WALL.now_s()
             builder.with_workers(workers)
             self._replica_groups = [
                 ReplicaGroup([w], context.resources_per_worker, self._replica_group_callbacks)
@@ -147,8 +114,13 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
             ]
             self._worker_rank_to_replica_group_rank = {i: i for i in range(len(workers))}
             token = uuid.uuid4().hex
-            ray.get([w.actor.execute.remote(train_slot.begin, token) for w in workers])
-            self._init_train_context(workers, sync_actor)
+            self.stamps["token"] = token
+            try:
+                ray.get([w.actor.execute.remote(train_slot.begin, token) for w in workers])
+                self._init_train_context(workers, sync_actor)
+            except RayError as error:  # one died meanwhile: the others are still good
+                self.pool.parked += workers
+                raise WorkerGroupStartupFailedError(str(error)) from error
             self._worker_group_state = builder.build()
             for callback in self._callbacks:
                 callback.after_worker_group_start(self)
@@ -157,10 +129,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
             callback.after_worker_group_training_start(self)
 
     def _gather(self, count: int, resources: dict[str, float]) -> list[Worker]:
-        workers = self.pool.parked[:count]
-        self.pool.parked = self.pool.parked[count:]
-        actors = self.pool.warm()[: count - len(workers)]
-        self.pool.standby = [(a, r) for a, r in self.pool.standby if a not in actors]
+        workers, actors = self.pool.take(count, train_nodes.leaving())
         actors += [self.new_actor(resources) for _ in range(count - len(workers) - len(actors))]
         metadata = ray.get([actor.get_metadata.remote() for actor in actors])
         workers += [Worker(a, m, resources) for a, m in zip(actors, metadata, strict=True)]
@@ -179,26 +148,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
         workers = self.get_workers()
         for worker in workers:
             worker.actor.execute.remote(train_slot.ask, flag)
-        deadline_s = WALL.monotonic_s() + _LEAVE_S
-        waiting = {worker.actor.poll_status.remote(): worker for worker in workers}
-        while waiting and WALL.monotonic_s() < deadline_s:
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2)
-            for ref in done:
-                worker = waiting.pop(ref)
-                try:
-                    status = ray.get(ref)
-                except RayError:
-                    continue  # it is the lost one
-                if not status.running and status.error is None:
-                    self.pool.parked.append(worker)
-                elif status.running:
-                    WALL.sleep(_POLL_S)
-                    waiting[worker.actor.poll_status.remote()] = worker
-                else:
-                    ray.kill(worker.actor)
-        for worker in waiting.values():
-            logger.warning("a worker did not leave its group in %.0f s: killed", _LEAVE_S)
-            ray.kill(worker.actor)
+        self.pool.parked += gather_parked(workers, _PATIENCE_S)
         ray.kill(self._worker_group_state.sync_actor)
         self._clear_state()
 
@@ -216,7 +166,13 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         super().__init__(scaling_config)
         self.resizer = resizer
         self.pool = Pool()
+        self.stamps: dict[str, Any] = {}
+        self.flag = resizer.flags["yield"]
         self.start_standby: Callable[[], Any] | None = None
+        self._told: set[str] = set()
+        self._last_save: set[str] = set()
+        self._torn_since_s: float | None = None
+        self._can_grow: bool | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
         return None
@@ -233,35 +189,104 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         survivors = len(self.pool.survivors())
         count = self.resizer.after_loss(survivors) if survivors else self._fits()
-        return self._resize(count)
+        return self._resize(count, "lost" if self.start_standby else "start")
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        working = len(worker_group_state.workers)
-        if working >= self.resizer.high or self.start_standby is None:
-            return NoopDecision()
-        missing = self.resizer.high - working - len(self.pool.standby)
-        for _ in range(max(0, min(missing, self._free()))):
+        self.pool.reap()
+        workers = worker_group_state.workers
+        if self._torn(worker_group_status):
+            return self._resize(len(workers), "lost")  # counted again when the others are parked
+        leaving = train_nodes.leaving()
+        going = [w for w in workers if w.metadata.node_id in leaving]
+        if going:
+            decision = self._under_notice(workers, going, leaving)
+            if decision is not None:
+                return decision
+        self._warm_up(len(workers) - len(going), leaving)
+        warm = len(self.pool.warm(leaving))
+        count = self.resizer.with_warm(len(workers), warm) if warm and not going else 0
+        return self._resize(count, "grow") if count > len(workers) else NoopDecision()
+
+    def _torn(self, status: Any) -> bool:
+        """Whether a worker lost its peers while these say nothing: their node is gone, and Ray
+        needs up to half a minute to call it dead."""
+        statuses = status.worker_statuses.values()
+        told = any(not s.running and _state(s) == "lost" for s in statuses)
+        silent = any(s.running for s in statuses)
+        if not (told and silent):
+            self._torn_since_s = None
+            return False
+        now_s = WALL.monotonic_s()
+        self._torn_since_s = self._torn_since_s or now_s
+        return now_s - self._torn_since_s > _TORN_S
+
+    def _under_notice(
+        self, workers: list[Worker], going: list[Worker], leaving: dict[str, float]
+    ) -> ScalingDecision | None:
+        nodes = {w.metadata.node_id: leaving[w.metadata.node_id] for w in going}
+        new = nodes.keys() - self._told
+        self._told |= new
+        if new:
+            self.stamps = {"cause": "notice", "seen_s": WALL.now_s()}
+            self.resizer.noticed(nodes, len(going), len(workers))
+        warm = len(self.pool.warm(leaving))
+        count = self.resizer.after_notice(len(workers), len(going), warm)
+        if count is not None:
+            self.flag = self.resizer.flags["handover"]
+            return self._resize(count, "notice")
+        # Too few would be left. The node computes until it is gone; what it made is saved.
+        late = {n for n, at_s in nodes.items() if 0 < at_s < WALL.now_s() + _LAST_SAVE_S}
+        if new or late - self._last_save:
+            self._last_save |= late
+            for worker in workers:
+                worker.actor.execute.remote(train_slot.ask, self.resizer.flags["save"])
+        return None
+
+    def _warm_up(self, staying: int, leaving: dict[str, float]) -> None:
+        """Start what is missing, in the background; a place under notice is a place to fill."""
+        missing = self.resizer.high - staying - len(self.pool.standby)
+        if missing <= 0 or self.start_standby is None:
+            return
+        for _ in range(min(missing, self._places(leaving))):
             actor = self.start_standby()
             ref = actor.execute.remote(train_slot.warm, self.resizer.prepare)
-            self.pool.standby.append((actor, ref))
-        warm = len(self.pool.warm())
-        count = self.resizer.with_warm(working, warm)
-        return self._resize(count) if count > working else NoopDecision()
+            self.pool.standby.append(Standby(actor, ref))
 
-    def _resize(self, count: int) -> ResizeDecision:
+    def _places(self, leaving: dict[str, float]) -> int:
+        if self._can_grow is None:
+            self._can_grow = train_nodes.can_grow()
+        # Where nodes can come, an actor that waits for room is what asks for one.
+        need = self.scaling_config._resources_per_worker_not_none
+        return self.resizer.high if self._can_grow else train_nodes.room(need, leaving)
+
+    def _resize(self, count: int, cause: str = "lost") -> ResizeDecision:
+        if self.stamps.get("cause") != cause:
+            self.stamps = {"cause": cause, "seen_s": WALL.now_s()}
         resources = self.scaling_config._resources_per_worker_not_none
         return ResizeDecision(num_workers=count, resources_per_worker=resources)
 
     def _fits(self) -> int:
-        return max(self.resizer.low, min(self.resizer.high, self._free()))
-
-    def _free(self) -> int:
-        """Workers for which resources are free now, on nodes that are not about to go."""
-        have = ray.available_resources()
         need = self.scaling_config._resources_per_worker_not_none
-        return int(min((have.get(k, 0) // v for k, v in need.items() if v > 0), default=1))
+        free = train_nodes.room(need, train_nodes.leaving())
+        return max(self.resizer.low, min(self.resizer.high, free))
+
+    def settled(self, asked_for: int) -> int:
+        """Workers are parked. How many go on: fewer than asked for when not all came back, so that
+        nobody waits for a process to start."""
+        leaving = train_nodes.leaving()
+        self.stamps["parked_s"] = WALL.now_s()
+        here = [w for w in self.pool.survivors() if w.metadata.node_id not in leaving]
+        ready = len(here) + len(self.pool.warm(leaving))
+        if ready < asked_for and self.pool.parked:
+            return self.resizer.after_loss(max(ready, len(here)) or len(self.pool.parked))
+        return asked_for
+
+
+def _state(status: Any) -> str:
+    value = status.return_value
+    return str(value.get("state")) if isinstance(value, dict) else ""
 
 
 class ElasticController(TrainController):  # type: ignore[misc]
@@ -272,7 +297,8 @@ class ElasticController(TrainController):  # type: ignore[misc]
     def __init__(self, **arguments: Any) -> None:
         policy: ElasticPolicy = arguments["scaling_policy"]
         self._policy = policy
-        self.worker_group_cls = type("BoundGroup", (ElasticWorkerGroup,), {"pool": policy.pool})
+        # The controller builds its groups from this class: the pool and the stamps ride on it.
+        self.worker_group_cls: Any = type("BoundGroup", (ElasticWorkerGroup,), {"pool": policy.pool})
         super().__init__(**arguments)
 
     def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
@@ -280,11 +306,16 @@ class ElasticController(TrainController):  # type: ignore[misc]
         return super()._make_and_handle_scaling_decision_for_non_running_worker_group(state)
 
     def _execute_resize_decision(self, decision: Any) -> TrainControllerLoopIterationResult:
+        policy = self._policy
         self._park()
-        self._policy.pool.survivors()
-        self._start_worker_group(decision.num_workers, decision.resources_per_worker)
+        count = policy.settled(decision.num_workers)
+        self.worker_group_cls.stamps = policy.stamps
+        self._start_worker_group(count, decision.resources_per_worker)
         group: Any = self._worker_group
-        self._policy.start_standby = lambda: group.new_actor(decision.resources_per_worker)
+        policy.start_standby = lambda: group.new_actor(decision.resources_per_worker)
+        policy.pool.release(train_nodes.leaving())  # nobody waits for those that go
+        policy.resizer.regrouped({**policy.stamps, "workers": count, "started_s": WALL.now_s()})
+        policy.stamps, policy.flag = {}, policy.resizer.flags["yield"]
         return TrainControllerLoopIterationResult(
             run_attempt_id=self._get_run_attempt_id(),
             previous_state=self._state,
@@ -293,7 +324,7 @@ class ElasticController(TrainController):  # type: ignore[misc]
 
     def _park(self) -> None:
         if self._worker_group is not None and self._worker_group.has_started():
-            self._worker_group.park(self._policy.resizer.yield_flag)
+            self._worker_group.park(self._policy.flag)
         self._worker_group = None
 
 

@@ -34,7 +34,16 @@ def ask(flag: int) -> None:
     SLOT.ask = flag
 
 
-def warm(prepare: Callable[[], None]) -> bool:
-    """Do what takes long before this process joins a group."""
+def warm(prepare: Callable[[], None]) -> str:
+    """Do what takes long before this process joins a group; the node that it is on."""
+    import ray
+
     prepare()
-    return True
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def settle() -> None:
+    """Return when what this process saves in the background is in the root."""
+    saver = getattr(SLOT.kept, "saver", None)
+    if saver is not None:
+        saver.settle()

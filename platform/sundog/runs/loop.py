@@ -19,7 +19,7 @@ from sundog.runs.evaluate import evaluate
 from sundog.runs.exchange import Exchange
 from sundog.runs.ledger import Entry, Plan
 from sundog.runs.recipe import blamed
-from sundog.runs.replica import Replica
+from sundog.runs.replica import Replica, diverged
 from sundog.runs.sampler import fingerprint, micro_batches, mix
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from sundog.spec.run import RunSpec
 
 # What a worker tells the others in the header of its gradient. The highest one wins.
-# YIELD hands the loop back at a step boundary with its state in memory, for the next group.
-GO_ON, SAVE, YIELD, STOP, FAILED = 0, 1, 2, 3, 4
+# YIELD hands the loop back at a step boundary with its state in memory, for the next group;
+# HANDOVER does so too and saves on the way, because some of this group will be gone soon.
+GO_ON, SAVE, YIELD, HANDOVER, STOP, FAILED = 0, 1, 2, 3, 4, 5
 _EVAL = -2  # the pseudo-step that keys the randomness of evaluation
 
 
@@ -80,6 +81,8 @@ class Loop:
         self.after_evaluation: Callable[[Loop], None] | None = None
         self.segments: list[str] = []  # of the ledger, committed before those of `entries`
         self.entries: list[Entry] = []
+        self.stepped_s: float | None = None  # when its last step was done, in Unix time
+        self.joined_s = 0.0
         self._evaluated = 0
         self._failure: BaseException | None = None
         self._settle()
@@ -91,13 +94,11 @@ class Loop:
         self.sampler = self.plan.sampler
         self.steps = spec.steps or self.sampler.steps_in(spec.epochs or 1)
         self.val = optional_split(recipe, "val")
-        self.replica = Replica(spec, recipe, self.plan, self.train, self.device)
+        self.replica = Replica(spec, recipe, self.plan, self.train, self.device, self.steps)
 
     # --- setting up -----------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        if self.spec.precision == "fp16":
-            raise RunError("precision fp16 needs a loss scaler, which is not built yet", "use bf16")
         if not self.spec.exact:
             return
         if self.device.type == "cpu":
@@ -133,6 +134,7 @@ class Loop:
             self._copy_from([step for step, _ in plans].index(furthest))
         if self.spec.exact and self.step == 0 and exchange.rank == 0:
             self._check_repeatable()
+        self.joined_s = self.clock.now_s()
 
     @property
     def _place(self) -> tuple[int, int]:
@@ -205,37 +207,43 @@ class Loop:
             if self.step >= self.steps:
                 return self._finish()
             loss, flag = self._one_step()
-            if flag >= YIELD:
+            if flag == FAILED:
                 return self._stopped(flag)
             self.step += 1
             done += 1
+            self.stepped_s = self.clock.now_s()
             self.losses = [*self.losses[-99:], loss]
             if self.trace:
                 self.trace(self.step, loss)
+            if flag >= YIELD:  # the step counts: nobody computes it again
+                return self._stopped(flag)
 
     def _one_step(self) -> tuple[float, int]:
         assert self.exchange is not None
         world, rank = self._place
         start, stop = self.plan.rows_of(self.step, world, rank)
         indices = self.sampler.indices(self.step, start, stop)
+        if ahead := getattr(self.train, "ahead", None):
+            ahead(self.sampler.indices(self.step + 1, start, stop))
         flag = FAILED if self._failure else self.asked()
         if not self._failure:
             try:
                 self.replica.compute(self.step, indices, start)
             except (RecipeError, ArithmeticError) as error:
-        if ahead := getattr(self.train, "ahead", None):
-            ahead(self.sampler.indices(self.step + 1, start, stop))
                 self._failure, flag = error, FAILED
         total, headers = self.exchange.sum(
             self.plan.count, self.replica.slots, (fingerprint(indices), flag)
         )
         flag = max(h[1] for h in headers)
         loss = float(total[-1]) / self.plan.count
-        if flag < YIELD and not math.isfinite(loss):
-            self._failure = _diverged(self.step, loss)
-            flag = FAILED
-        if flag < YIELD:
-            self.replica.apply(total)
+        if flag < FAILED and not math.isfinite(loss):
+            self._failure, flag = diverged(self.step, f"the loss became {loss}"), FAILED
+        if flag < FAILED:
+            try:
+                self.replica.apply(self.step, total)
+            except RunError as error:  # of everybody's, for all have the same gradient
+                self._failure = error
+                return loss, FAILED
             self.entries.append(Entry(self.step, tuple(h[0] for h in headers)))
         return loss, flag
 
@@ -293,7 +301,9 @@ class Loop:
             if self.saver:
                 self.saver.close()
             return Outcome("failed", self.step, self.metrics, why, fix)
-        if flag == YIELD:
+        if flag == HANDOVER and self.saver and self.exchange.rank == 0:
+            self._save(now=True)
+        if flag in (YIELD, HANDOVER):
             return Outcome("yielded", self.step, self.metrics)
         if self.saver and self.exchange.rank == 0:
             self.saver.offer(self, now=True)
@@ -324,28 +334,20 @@ def optional_split(recipe: Any, split: str) -> Any:
         with blamed(f"recipe: dataset({split!r})"):
             found = recipe.dataset(split)
             return found if found is not None and len(found) else None
+    except NotFound:
+        return None
     except RecipeError as error:
         if isinstance(error.__cause__, KeyError):
             return None
         raise
-    except KeyError:
-        return None
 
 
-    except NotFound:
-        return None
 def _count(spec: RunSpec) -> int:
     try:
-        return micro_batches(spec.batch, spec.micro_batch, spec.workers.high or 1)
+        micro = spec.micro_batch if isinstance(spec.micro_batch, int) else None
+        return micro_batches(spec.batch, micro, spec.workers.high or 1)
     except ValueError as error:
         raise RunError(str(error), "make batch larger, or workers fewer") from None
-
-
-def _diverged(step: int, loss: float) -> RunError:
-    return RunError(
-        f"the loss became {loss} at step {step}: the run stopped with its last good checkpoint",
-        "lower the learning rate or clip gradients; the same run id goes on from that checkpoint",
-    )
 
 
 def _fault(error: BaseException | None) -> tuple[str, str]:

@@ -7,6 +7,8 @@ are the loop's.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,13 @@ from sundog.errors import RecipeError, RunError
 from sundog.runs.recipe import blamed, fetch
 from sundog.runs.reduction import Node, partials
 from sundog.runs.sampler import mix, share
+from sundog.runs.schedule import factor
 
 if TYPE_CHECKING:
     from sundog.runs.ledger import Plan
     from sundog.spec.run import RunSpec
 
+_GOOD_STEPS, _SMALLEST_SCALE = 2000, 2.0**-14
 _INIT = -1  # the pseudo-step that keys the randomness of the first weights
 
 
@@ -29,10 +33,10 @@ class Replica:
     """Model, optimizer and gradients; `slots` are this worker's partial sums, loss in the last place."""
 
     def __init__(
-        self, spec: RunSpec, recipe: Any, plan: Plan, train: Any, device: torch.device
+        self, spec: RunSpec, recipe: Any, plan: Plan, train: Any, device: torch.device, steps: int
     ) -> None:
         self.spec, self.recipe, self.plan, self.train = spec, recipe, plan, train
-        self.device = device
+        self.device, self.samples = device, steps * plan.batch
         self.slots: list[torch.Tensor] = []
         self._spare: dict[int, torch.Tensor] = {}
         self.model = first_model(spec, recipe).to(device)
@@ -42,6 +46,13 @@ class Replica:
         check_parameters(self.params)
         with blamed("recipe: optimizer()"):
             self.optimizer = recipe.optimizer(iter(self.params))
+        # Before any state is loaded: that brings the rates of the moment.
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = Scaler() if spec.precision == "fp16" else None
+        if spec.recompute:
+            recompute_blocks(self.model)
+        if spec.compile:
+            self.model.compile()
         size = sum(p.numel() for p in self.params)
         self._leaf = torch.zeros(size, device=device)
         offset = 0
@@ -79,8 +90,9 @@ class Replica:
         if node.leaf:
             self._leaf.zero_()
             loss = self.loss(step, node.start, rows.get(node.start))
+            scaled = loss * self.scaler.scale if self.scaler else loss
             with blamed("recipe: backward of loss()"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                scaled.backward()  # type: ignore[no-untyped-call]
             out[:-1] = self._leaf
             out[-1] = loss.detach()
             return
@@ -113,17 +125,35 @@ class Replica:
             )
         return loss.reshape(()).float()
 
-    def apply(self, total: torch.Tensor) -> None:
-        """One step of the optimizer with the sum over all micro-batches."""
-        torch.div(total[:-1], self.plan.count, out=self._leaf)
+    def apply(self, step: int, total: torch.Tensor) -> None:
+        """One step of the optimizer with the sum over all micro-batches. Everybody has the same sum,
+        so everybody clips, scales and skips alike. RunError when the gradient is not finite."""
+        scale = self.scaler.scale if self.scaler else 1.0
+        torch.div(total[:-1], self.plan.count * scale, out=self._leaf)
+        if self.scaler or self.spec.clip:
+            norm = float(torch.linalg.vector_norm(self._leaf))
+            if self.scaler and not self.scaler.saw(math.isfinite(norm)):
+                return  # too large for half precision: the next step is scaled down
+            if not math.isfinite(norm):
+                raise diverged(step, f"the gradient's norm became {norm}")
+            if self.spec.clip and norm > self.spec.clip:
+                self._leaf *= self.spec.clip / norm
+        self.set_rates(step)
         with blamed("recipe: the optimizer's step"):
             self.optimizer.step()
+
+    def set_rates(self, step: int) -> None:
+        """The learning rates of `step`, which follow the samples that were consumed before it."""
+        times = factor(self.spec.schedule, step * self.plan.batch, self.samples)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * times
 
     def state(self) -> dict[str, Any]:
         """A copy of what a step changes, on the CPU."""
         return {
             "model": copied(self.model.state_dict()),
             "optimizer": copied(self.optimizer.state_dict()),
+            **({"scaler": self.scaler.state()} if self.scaler else {}),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -131,8 +161,73 @@ class Replica:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler and "scaler" in state:
+                self.scaler.load(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise other_model(state.get("step"), error) from None
+
+
+class Scaler:
+    """The loss scale of half precision: a power of two, so that scaling rounds nothing.
+
+    Doubled after 2,000 good steps, halved by a bad one, which is skipped (Micikevicius et al., 2018).
+    """
+
+    def __init__(self) -> None:
+        self.scale, self._good = 65536.0, 0
+
+    def saw(self, finite: bool) -> bool:
+        """Take note of a step's gradient; whether the step counts. RunError when no scale helps."""
+        if not finite:
+            self.scale, self._good = self.scale / 2, 0
+            if self.scale < _SMALLEST_SCALE:
+                raise RunError(
+                    "the gradient is not finite in half precision, whatever the loss is scaled with",
+                    "use precision: bf16, lower the learning rate or clip gradients",
+                )
+            return False
+        self._good += 1
+        if self._good == _GOOD_STEPS:
+            self.scale, self._good = self.scale * 2, 0
+        return True
+
+    def state(self) -> dict[str, float]:
+        return {"scale": self.scale, "good": self._good}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        self.scale, self._good = state["scale"], int(state["good"])
+
+
+def blocks_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The repeated parts of a model: the members of its lists of layers, else of its outer sequence."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    inner = {id(m) for one in lists for child in one for m in child.modules()}
+    found = [child for one in lists if id(one) not in inner for child in one]
+    if not found:
+        sequences = (m for m in model.modules() if isinstance(m, torch.nn.Sequential))
+        found = list(next(sequences, torch.nn.Sequential()))
+    return [block for block in found if any(True for _ in block.parameters())]
+
+
+def recompute_blocks(model: torch.nn.Module) -> None:
+    """Keep only each block's inputs; the backward pass computes the rest again, dropout included."""
+    from torch.utils.checkpoint import checkpoint
+
+    blocks = blocks_of(model)
+    if not blocks:
+        raise RecipeError(
+            "recompute: true, but the model has no nn.ModuleList and no nn.Sequential of blocks",
+            "keep its repeated layers in an nn.ModuleList, or leave recompute out",
+        )
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def diverged(step: int, what: str) -> RunError:
+    return RunError(
+        f"{what} at step {step}: the run stopped with its last good checkpoint",
+        "lower the learning rate or clip gradients; the same run id goes on from that checkpoint",
+    )
 
 
 def first_model(spec: RunSpec, recipe: Any) -> torch.nn.Module:
@@ -174,7 +269,8 @@ def other_model(step: Any, error: Exception) -> RunError:
 def autocast(spec: RunSpec, device: torch.device) -> AbstractContextManager[Any]:
     if spec.precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    half = torch.bfloat16 if spec.precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=half)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -9,21 +9,22 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sundog import telemetry
 from sundog.clock import WALL
-from sundog.errors import NotFound, RecipeError, RunError, SpecError, SundogError
+from sundog.errors import NotFound, RecipeError, RunError, SundogError
 from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
 from sundog.runs.checkpoint import Checkpoints
 from sundog.runs.driver import Watcher, driving, failed, interruptible, say
-from sundog.runs.goodput import Meter
+from sundog.runs.follower import Follower, count
 from sundog.runs.lineage import lineage
-from sundog.runs.resize import Resize, Snapshot, decide
-from sundog.runs.worker import open_recipe, prepare, train_worker
+from sundog.runs.resizing import RunResizer
+from sundog.runs.worker import open_recipe, train_worker
+from sundog.security.secrets import secret_environment
 from sundog.spec.base import split_reference
+from sundog.spec.batch import BatchSpec
 from sundog.spec.run import RunSpec
 from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder
@@ -32,11 +33,7 @@ if TYPE_CHECKING:
     from sundog.storage.models import ModelVersion
 
 _LOOK_EVERY_S = 0.5
-_PRINT_EVERY_S = 1.0
-_RECORD_EVERY_S = 2.0
-_GROW_PAUSE_S = 1.0
 _MOST_FRESH_STARTS = 5
-_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
     return Trained(folder.run_id, folder.record(), version)
 
 
-def pin_data(root: Root, spec: RunSpec, before: str | None = None) -> str | None:
+def pin_data(root: Root, spec: RunSpec | BatchSpec, before: str | None = None) -> str | None:
     """`digits@latest` -> `digits@3`: the version that this run reads, now and when it resumes.
 
     `before` is what it read until now: a newer version of the same data set does not replace it.
@@ -122,20 +119,6 @@ def worker_resources(spec: RunSpec) -> dict[str, float]:
     return out
 
 
-def secret_environment(spec: RunSpec) -> dict[str, str]:
-    """`env` and the values that `secrets` refer to; never printed, never in the record."""
-    out = dict(spec.env)
-    for name, reference in spec.secrets.items():
-        kind, _, where = reference.partition(":")
-        try:
-            out[name] = os.environ[where] if kind == "env" else Path(where).read_text().strip()
-        except (KeyError, OSError):
-            raise SpecError(
-                f"secrets.{name}: {reference} is not there", "set it where the driver runs"
-            ) from None
-    return out
-
-
 def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]:
     workers = spec.workers.clamp(place.capacity(worker_resources(spec)))
     channel = Channel(folder.run_id)
@@ -149,7 +132,7 @@ def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]
         say(folder, "max_usd is not watched here: the nodes of this cluster have no price")
     if spec.market != "any":
         say(folder, f"market {spec.market} is not acted on yet: the cluster's pools decide it")
-    say(folder, f"{folder.run_id} · {_count(workers)} · {spec.recipe} · {data or 'own data'}")
+    say(folder, f"{folder.run_id} · {count(workers)} · {spec.recipe} · {data or 'own data'}")
     with Watcher(Follower(folder, channel), _LOOK_EVERY_S):
         for _ in range(_MOST_FRESH_STARTS):
             outcome = _fit(spec, folder, config, workers)
@@ -212,37 +195,6 @@ def _stock(spec: RunSpec, arguments: dict[str, Any]) -> Any:
     )
 
 
-@dataclass(frozen=True)
-class RunResizer:
-    """The run's range and `resize.decide`, as the controller asks for them."""
-
-    low: int
-    high: int
-    yield_flag: int
-    config: dict[str, Any]
-
-    @classmethod
-    def of(cls, spec: RunSpec, config: dict[str, Any]) -> RunResizer:
-        from sundog.runs.loop import YIELD
-
-        return cls(spec.workers.low, spec.workers.high or spec.workers.low, YIELD, config)
-
-    def after_loss(self, survivors: int) -> int:
-        """The survivors go on at once when they may; else as many more start as must."""
-        return self._decide(working=survivors, lost=1, warm=0).workers
-
-    def with_warm(self, working: int, warm: int) -> int:
-        return self._decide(working=working, lost=0, warm=warm).workers
-
-    def prepare(self) -> None:
-        prepare(self.config)
-
-    def _decide(self, working: int, lost: int, warm: int) -> Resize:
-        return decide(
-            Snapshot(working, lost, 0, warm, 0, self.low, self.high, grow_pause_s=_GROW_PAUSE_S)
-        )
-
-
 def _ray_storage(root: Root, folder: RunFolder, scratch: str) -> dict[str, Any]:
     """Where Ray Train keeps its own notes. Our checkpoints never pass through it."""
     if root.is_local:
@@ -286,103 +238,6 @@ def _register(
     folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=alias)
     say(folder, f"registered {version.ref}{named} · {why}")
     return version
-
-
-class Follower:
-    """Shows what the workers post: lines for people, the record for everybody else."""
-
-    def __init__(self, folder: RunFolder, channel: Channel) -> None:
-        self._folder, self._channel = folder, channel
-        self._last: dict[str, Any] = {}
-        self._printed_s, self._recorded_s = float("-inf"), float("-inf")
-        self._started_s = WALL.now_s()
-        self._meter = Meter()
-        self._told_to_wait = False
-
-    def __call__(self) -> None:
-        progress = self._channel.read("progress")
-        if progress is None:
-            self._still_waiting()
-        if progress is None or progress == self._last:
-            return
-        if self._last and progress["group"] != self._last["group"]:
-            self._regrouped(progress)
-        self._account(progress)
-        self._last = progress
-        now_s = WALL.monotonic_s()
-        last = progress["step"] == progress["steps"]
-        if last or now_s - self._printed_s >= _PRINT_EVERY_S:
-            self._printed_s = now_s
-            say(self._folder, progress_line(progress))
-        if last or now_s - self._recorded_s >= _RECORD_EVERY_S:
-            self._recorded_s = now_s
-            self._folder.update(
-                step=progress["step"], steps=progress["steps"], workers=progress["world"],
-                metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
-                goodput=self._meter.account.goodput, losses=self._meter.account.shares(),
-            )  # fmt: skip
-
-    def _still_waiting(self) -> None:
-        if self._told_to_wait or WALL.now_s() - self._started_s < _PATIENCE_S:
-            return
-        import ray
-
-        self._told_to_wait = True
-        free = ray.available_resources()
-        say(
-            self._folder,
-            f"still waiting for workers to start: {free.get('CPU', 0):g} CPU and "
-            f"{free.get('GPU', 0):g} GPU are free on this cluster",
-        )
-
-    def _regrouped(self, progress: dict[str, Any]) -> None:
-        """Workers were lost or joined: what it cost, from their last news to the first since."""
-        before, now = self._last["world"], progress["world"]
-        back = max(0, self._last["step"] - progress["step"])
-        took_s = progress["at_s"] - self._last["at_s"]
-        grown = now > before and not back
-        self._folder.event(
-            telemetry.RUN_RESIZED if grown else telemetry.RUN_RECOVERED,
-            step=progress["step"], steps_back=back, took_s=took_s, workers=[before, now],
-        )  # fmt: skip
-        what = "grew" if grown else "recovered"
-        again = f", going over {back} steps again" if back else ", no step computed again"
-        say(
-            self._folder,
-            f"{what}: {before} → {_count(now)} at step {progress['step']:,} after {took_s:.1f} s{again}",
-        )
-        self._printed_s = float("-inf")
-
-    def _account(self, progress: dict[str, Any]) -> None:
-        world = progress["world"]
-        if not self._last:
-            self._meter.waited("startup", world, progress["at_s"] - self._started_s)
-            self._meter.stepped(progress["step"], world, 0.0, progress["stall_s"])
-            return
-        seconds = max(0.0, progress["at_s"] - self._last["at_s"])
-        if progress["group"] == self._last["group"]:
-            self._meter.stepped(progress["step"], world, seconds, progress["stall_s"])
-            return
-        self._meter.waited("restart", max(world, self._last["world"]), seconds)
-        self._meter.stepped(progress["step"], world, 0.0)
-
-
-def progress_line(progress: dict[str, Any]) -> str:
-    """`step 300/600 · epoch 26.7 · loss 0.071 · accuracy 0.974 · 38k samples/s · 2 workers`."""
-    metrics = progress["metrics"]
-    shown = [f"{n} {v:.3f}" for n, v in metrics.items() if not n.endswith("_loss")][:2]
-    rate = progress["samples_s"]
-    speed = f"{rate / 1000:.1f}k" if rate >= 1000 else f"{rate:.0f}"
-    return " · ".join(
-        [
-            f"step {progress['step']:,}/{progress['steps']:,}", f"epoch {progress['epoch']:.1f}",
-            f"loss {progress['loss']:.3f}", *shown, f"{speed} samples/s", _count(progress["world"]),
-        ]
-    )  # fmt: skip
-
-
-def _count(workers: int) -> str:
-    return f"{workers} worker" + ("" if workers == 1 else "s")
 
 
 def already_ended(folder: RunFolder) -> str | None:

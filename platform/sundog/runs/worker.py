@@ -86,7 +86,7 @@ def _meet(folder: RunFolder, spec: RunSpec, rank: int, world: int, token: str) -
         else:
             found, deadline_s = channel.read(topic), WALL.monotonic_s() + _MEET_S
             while found is None:
-                if WALL.monotonic_s() > deadline_s:
+                if WALL.monotonic_s() > deadline_s or SLOT.ask:
                     raise PeerLost("the first worker of the group never came")
                 WALL.sleep(0.01)
                 found = channel.read(topic)
@@ -109,11 +109,14 @@ def run_loop(
     try:
         if loop is None:
             loop = build_loop(config, spec, folder)
-        loop.tell = Teller(Channel(folder.run_id), exchange.rank, loop.saver)
+        loop.tell = Teller(Channel(folder.run_id), exchange.rank, loop)
     except SundogError as error:
         fault = (error.message, error.fix)
     # All ranks compare notes before the first collective that one of them would never reach.
-    faults = [f for f in exchange.gather(fault) if f[0]]
+    told = exchange.gather((fault, _whereabouts()))
+    faults = [f for f, _ in told if f[0]]
+    if loop is not None:
+        loop.tell.placed = [where for _, where in told]
     if faults or loop is None:
         return {
             "state": "failed",
@@ -136,15 +139,30 @@ def run_loop(
         return {"state": "failed", "step": loop.step, "metrics": loop.metrics, **why}
 
 
+def _whereabouts() -> dict[str, Any]:
+    """Where this worker is, for the bill and for whoever looks for it."""
+    import ray
+
+    return {
+        "node_id": ray.get_runtime_context().get_node_id(),
+        "host": ray.util.get_node_ip_address(),
+        "pid": os.getpid(),
+    }
+
+
 def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     import torch
 
+    from sundog.runs.fit import settle_micro_batch
     from sundog.runs.interval import Cadence
     from sundog.runs.loop import Loop
     from sundog.runs.saver import Saver
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
     device = "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
+    spec = settle_micro_batch(
+        folder.root, f"runs/{folder.run_id}", spec, recipe, torch.device(device)
+    )
     loop = Loop(spec, recipe, device=device, asked=_asked(config.get("deadline_s")))
 
     def note(event: str, fields: Mapping[str, Any]) -> None:
@@ -161,10 +179,15 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
 
 def _asked(deadline_s: float | None) -> Callable[[], int]:
     """What the loop reads at each step: what the controller asks for, or that time is over."""
-    from sundog.runs.loop import STOP
+    from sundog.runs.loop import GO_ON, SAVE, STOP
 
     def asked() -> int:
-        return STOP if deadline_s is not None and WALL.now_s() > deadline_s else SLOT.ask
+        if deadline_s is not None and WALL.now_s() > deadline_s:
+            return STOP
+        flag = SLOT.ask
+        if flag == SAVE:
+            SLOT.ask = GO_ON  # once is meant, not at every step from now on
+        return flag
 
     return asked
 
@@ -188,10 +211,13 @@ def prepare(config: dict[str, Any]) -> None:
 class Teller:
     """Posts rank 0's progress for the driver, at a bounded rate."""
 
-    def __init__(self, channel: Channel, rank: int, saver: Any) -> None:
-        self._channel, self._rank, self._saver = channel, rank, saver
-        self._group = uuid.uuid4().hex[:8]  # a new one whenever workers were lost or joined
+    def __init__(self, channel: Channel, rank: int, loop: Any) -> None:
+        self._channel, self._rank, self._loop = channel, rank, loop
+        # A new one whenever workers were lost or joined.
+        self._group = SLOT.token or uuid.uuid4().hex
+        self._left_off = {"step": loop.step, "at_s": loop.stepped_s}  # in the group before
         self._last_s = float("-inf")
+        self.placed: list[dict[str, Any]] = []  # by rank
 
     def __call__(self, progress: Any) -> None:
         now_s = WALL.monotonic_s()
@@ -200,7 +226,10 @@ class Teller:
             return
         self._last_s = now_s
         message = asdict(progress) | {"metrics": dict(progress.metrics), "at_s": WALL.now_s()}
-        message |= {"group": self._group, "stall_s": self._saver.stall_s}
+        message |= {"group": self._group, "stall_s": self._loop.saver.stall_s}
+        message |= {"joined_s": self._loop.joined_s, "left_off": self._left_off}
+        message |= {"placed": self.placed, "batch": self._loop.plan.batch}
+        message |= {"tokens": getattr(self._loop.train, "context", 0)}  # of a sample
         with suppress(RuntimeError):  # the GCS may be away for a moment; the next one arrives
             self._channel.post("progress", message)
 
@@ -208,7 +237,7 @@ class Teller:
 class WorkerLog(io.TextIOBase):
     """Copies what a worker prints into the run's log in the storage root, about once a second."""
 
-    def __init__(self, folder: RunFolder, rank: int) -> None:
+    def __init__(self, folder: RunFolder, rank: int | str) -> None:
         self._folder, self._rank = folder, rank
         self._out: TextIO = sys.stdout
         self._kept: list[str] = []

@@ -182,3 +182,34 @@ Interval = Annotated[
     WithJsonSchema({"type": ["integer", "string"], "examples": ["auto", "200 steps", "10min"]}),
 ]
 """`'auto'`, an int of steps, or a normalised duration like `'600s'`."""
+
+
+def _micro_batch(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"{value!r} is not a number of rows; write 32 or auto")
+
+
+def _warmup(value: Any) -> int | float:
+    if _is_number(value) and 0 <= value < 1:
+        return float(value)
+    match = re.fullmatch(r"(\d[\d_]*)(?:\s*samples?)?", str(value).strip())
+    if match:
+        return int(match[1].replace("_", ""))
+    try:
+        return parse_share(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a warm-up; write 5% or 10_000 samples") from None
+
+
+MicroBatch = Annotated[
+    int | str,
+    BeforeValidator(_micro_batch),
+    WithJsonSchema({"type": ["integer", "string"], "examples": [32, "auto"]}),
+]
+Warmup = Annotated[
+    int | float,
+    BeforeValidator(_warmup),
+    WithJsonSchema({"type": ["number", "string"], "examples": ["5%", "10_000 samples"]}),
+]
+"""A share in 0..1 as a float, or a whole number of samples."""

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sundog.spec.base import Name, RecipeName, Reference, Spec
 from sundog.spec.environment import Environment
-from sundog.spec.quantity import DurationS, Interval, MemoryBytes, Range, Usd
+from sundog.spec.quantity import DurationS, Interval, MemoryBytes, MicroBatch, Range, Usd, Warmup
 
 Market = Literal["any", "spot-first", "spot-only", "on-demand"]
 
@@ -28,6 +28,18 @@ class Resources(Spec):
         if self.gpu and self.gpus == 0:
             return self.model_copy(update={"gpus": 1.0})
         return self
+
+
+class Schedule(Spec):
+    """How the learning rate goes on from what the recipe's optimizer was built with."""
+
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Warmup = Field(0.0, description="a share of the run's samples, or a number of them")
+    end: float = Field(0.0, ge=0, le=1, description="of the learning rate, at the last sample")
+
+    def warmup_samples(self, total: int) -> int:
+        """Samples of warm-up in a run of `total`."""
+        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * total)
 
 
 class CheckpointPolicy(Spec):
@@ -88,11 +100,22 @@ class RunSpec(Environment):
     workers: Range = Range(1, 1)
     resources: Resources = Resources()
     batch: int = Field(64, ge=1, description="global batch, whatever the number of workers")
-    micro_batch: int | None = Field(None, ge=1, description="rows in one forward pass")
+    micro_batch: MicroBatch | None = Field(
+        None, description="rows in one forward pass; auto: the most that fit into memory"
+    )
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    layout: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="every worker holds the model, or a shard of it"
+    )
+    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
+    schedule: Schedule = Field(Schedule(), description="of the learning rate")
+    compile: bool = Field(False, description="torch.compile")
+    recompute: bool = Field(
+        False, description="compute the blocks' activations again instead of keeping them"
+    )
     exact: bool = Field(True, description="same curve, bit for bit, at any number of workers")
     evaluate: Interval = Field("auto", description="how often the validation split is measured")
     checkpoint: CheckpointPolicy = CheckpointPolicy()
@@ -121,7 +144,7 @@ class RunSpec(Environment):
     def _one_length(self) -> RunSpec:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("say how long: exactly one of steps and epochs")
-        if self.micro_batch and self.batch % self.micro_batch:
+        if isinstance(self.micro_batch, int) and self.batch % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch {self.batch}; "
                 f"try {next(m for m in range(self.micro_batch, 0, -1) if self.batch % m == 0)}"

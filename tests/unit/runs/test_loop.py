@@ -7,7 +7,7 @@ from toy import Toy, toy_spec
 from sundog.errors import RecipeError, RunError, StorageUnavailable
 from sundog.runs.exchange import Alone
 from sundog.runs.interval import Cadence
-from sundog.runs.loop import SAVE, STOP, Loop
+from sundog.runs.loop import HANDOVER, SAVE, STOP, Loop
 from sundog.runs.saver import Saver
 from sundog.runs.verify import verify
 from sundog.storage.root import open_root
@@ -47,7 +47,7 @@ def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path):
     whole, _, curve = trained()
     asked = iter([0, 0, 0, 0, 0, STOP])
     _, outcome, first = trained(saver=saver(tmp_path), asked=lambda: next(asked))
-    assert (outcome.state, outcome.step) == ("stopped", 5)
+    assert (outcome.state, outcome.step) == ("stopped", 6)  # the step it was asked in counts
     rest, outcome, second = trained(saver=saver(tmp_path))
     assert outcome.state == "finished"
     assert first + second == curve
@@ -57,7 +57,7 @@ def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path):
 
 def test_a_corrupted_checkpoint_costs_steps_and_nothing_else(tmp_path):
     whole, _, _ = trained()
-    asked = iter([0] * 9 + [STOP])
+    asked = iter([0] * 8 + [STOP])
     trained(saver=saver(tmp_path), asked=lambda: next(asked))
     for file in (tmp_path / "runs/r/checkpoints/9").glob("state*"):
         file.write_bytes(b"rubbish")
@@ -73,7 +73,21 @@ def test_a_checkpoint_is_taken_when_asked_for(tmp_path):
     asked = iter([0, 0, SAVE, 0, 0, STOP])
     source = saver(tmp_path, every=1000, keep=9)
     trained(saver=source, asked=lambda: next(asked))
-    assert source.checkpoints.steps() == [3, 5]
+    assert source.checkpoints.steps() == [3, 6]
+
+
+def test_a_handover_saves_and_keeps_its_step(tmp_path):
+    whole, _, curve = trained()
+    source = saver(tmp_path, every=1000, keep=9)
+    asked = iter([0, 0, HANDOVER, *[0] * 20])
+    loop, outcome, first = trained(saver=source, asked=lambda: next(asked))
+    assert (outcome.state, outcome.step) == ("yielded", 3)
+    source.settle()
+    assert source.checkpoints.steps() == [3]
+    loop.join(Alone())  # the same process in a new group: nothing is read
+    assert loop.run().state == "finished"
+    assert first == curve  # the list goes on being filled
+    assert torch.equal(parameters(loop), parameters(whole))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""Which nodes of the cluster are about to go, and how many workers the others have room for now.
+
+Reads Ray's own state, which costs a millisecond or two. Private part of Ray: the global state accessor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def leaving() -> dict[str, float]:
+    """Nodes that are being drained: hexadecimal id -> deadline in Unix seconds (0: none is known)."""
+    draining: Mapping[str, int] = _state().get_draining_nodes() or {}
+    return {node: deadline_ms / 1000 for node, deadline_ms in draining.items()}
+
+
+def room(need: Mapping[str, float], without: Mapping[str, float]) -> int:
+    """How many workers that need this much each fit into what is free on the nodes not in `without`."""
+    count = 0
+    for node, have in _state().available_resources_per_node().items():
+        if node not in without:
+            fits = [int(have.get(name, 0) // each) for name, each in need.items() if each > 0]
+            count += min(fits, default=1)
+    return count
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may bring nodes: then work that waits for room is what asks for them."""
+    return bool(_state().get_max_resources_from_cluster_config())
+
+
+def _state() -> Any:
+    from ray._private.state import state
+
+    return state

@@ -1,0 +1,154 @@
+"""What a run's driver shows while workers train: lines for people, the record for everybody else.
+
+Reads what the workers post and adds it up; decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sundog.clock import WALL
+from sundog.rayapi.train_channel import Channel
+from sundog.runs.bill import Bill, Prices
+from sundog.runs.driver import say
+from sundog.runs.goodput import Meter
+from sundog.runs.stages import Change, change
+from sundog.storage.runs import RunFolder
+
+_PRINT_EVERY_S = 1.0
+_RECORD_EVERY_S = 2.0
+_PATIENCE_S = 30.0
+_CHANGES_KEPT = 99  # of the group, in the record; all of them are among the events
+
+
+class Follower:
+    """Shows what the workers post: lines for people, the record for everybody else."""
+
+    def __init__(self, folder: RunFolder, channel: Channel) -> None:
+        self._folder, self._channel = folder, channel
+        self._last: dict[str, Any] = {}
+        self._printed_s, self._recorded_s = float("-inf"), float("-inf")
+        self._started_s = WALL.now_s()
+        self._meter = Meter()
+        self._told_to_wait = False
+        # Of the drivers before this one too.
+        before = folder.record()
+        self._bill = Bill(Prices(folder.root), before.get("node_hours") or 0.0, before.get("usd"))
+        self._changes: list[dict[str, Any]] = list(before.get("changes") or [])
+
+    def __call__(self) -> None:
+        progress = self._channel.read("progress")
+        if progress is None:
+            self._still_waiting()
+        if progress is None or progress == self._last:
+            return
+        found = None
+        if self._last and progress["group"] != self._last["group"]:
+            found = self._regrouped(progress)
+        self._account(progress, found)
+        self._charge(progress)
+        self._last = progress
+        now_s = WALL.monotonic_s()
+        last = progress["step"] == progress["steps"]
+        if last or now_s - self._printed_s >= _PRINT_EVERY_S:
+            self._printed_s = now_s
+            say(self._folder, progress_line(progress, self._bill.usd))
+        if last or now_s - self._recorded_s >= _RECORD_EVERY_S:
+            self._recorded_s = now_s
+            self._folder.update(
+                step=progress["step"], steps=progress["steps"], workers=progress["world"],
+                metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
+                goodput=self._meter.account.goodput, losses=self._meter.account.shares(),
+                changes=self._changes, placed=progress.get("placed"), usd=self._bill.usd,
+                node_hours=self._bill.node_hours, eta_s=eta_s(progress),
+                tokens_s=progress["samples_s"] * progress.get("tokens", 0) or None,
+            )  # fmt: skip
+
+    def _still_waiting(self) -> None:
+        if self._told_to_wait or WALL.now_s() - self._started_s < _PATIENCE_S:
+            return
+        import ray
+
+        self._told_to_wait = True
+        free = ray.available_resources()
+        say(
+            self._folder,
+            f"still waiting for workers to start: {free.get('CPU', 0):g} CPU and "
+            f"{free.get('GPU', 0):g} GPU are free on this cluster",
+        )
+
+    def _regrouped(self, progress: dict[str, Any]) -> Change:
+        """Workers were lost or joined: what it cost, stage by stage, goes into events and record."""
+        stamps = self._channel.read("regroup")
+        if stamps is not None and stamps.get("token") != progress["group"]:
+            stamps = None
+        found = change(self._last, progress, stamps)
+        self._folder.event(found.event, **found.fields)
+        self._changes = [*self._changes[-_CHANGES_KEPT:], {"event": found.event, **found.fields}]
+        say(self._folder, found.line)
+        self._printed_s = float("-inf")
+        return found
+
+    def _charge(self, progress: dict[str, Any]) -> None:
+        """A node is paid for from the run's first news of it to the next, work or not."""
+        since_s = self._last["at_s"] if self._last else self._started_s
+        nodes = (self._last or progress).get("placed") or []
+        self._bill.add([worker["node_id"] for worker in nodes], since_s, progress["at_s"])
+
+    def _account(self, progress: dict[str, Any], found: Change | None) -> None:
+        world = progress["world"]
+        if not self._last:
+            self._meter.waited("startup", world, progress["at_s"] - self._started_s)
+            self._meter.stepped(progress["step"], world, 0.0, progress["stall_s"])
+            return
+        seconds = max(0.0, progress["at_s"] - self._last["at_s"])
+        if found is None:
+            self._meter.stepped(progress["step"], world, seconds, progress["stall_s"])
+            return
+        # The old group worked on for a while after its last news.
+        self._meter.stepped(
+            max(self._last["step"], progress["step"] + found.steps_back - 1),
+            found.before, max(0.0, seconds - found.took_s), self._last["stall_s"],
+        )  # fmt: skip
+        self._meter.waited("restart", max(world, found.before), min(seconds, found.took_s))
+        self._meter.stepped(progress["step"], world, 0.0)
+
+
+def progress_line(progress: dict[str, Any], usd: float | None = None) -> str:
+    """`step 300/600 · epoch 26.7 · loss 0.071 · accuracy 0.974 · 38.0k samples/s · 2 workers ·
+    $0.42 so far · 12 s to go`. Language models count tokens."""
+    metrics = progress["metrics"]
+    shown = [f"{n} {v:.3f}" for n, v in metrics.items() if not n.endswith("_loss")][:2]
+    tokens = progress.get("tokens") or 0
+    rate = progress["samples_s"] * (tokens or 1)
+    speed = f"{rate / 1000:.1f}k" if rate >= 1000 else f"{rate:.0f}"
+    left_s = eta_s(progress)
+    return " · ".join(
+        [
+            f"step {progress['step']:,}/{progress['steps']:,}", f"epoch {progress['epoch']:.1f}",
+            f"loss {progress['loss']:.3f}", *shown,
+            f"{speed} {'tokens' if tokens else 'samples'}/s", count(progress["world"]),
+            *([f"${usd:.2f} so far"] if usd else []),
+            *([f"{_span(left_s)} to go"] if left_s else []),
+        ]
+    )  # fmt: skip
+
+
+def eta_s(progress: dict[str, Any]) -> float | None:
+    """Seconds until the last step at the present speed; None before there is one."""
+    step, rate = progress["step"], progress["samples_s"]
+    if not step or not rate or not progress.get("epoch"):
+        return None
+    batch = progress.get("batch") or 0
+    return (progress["steps"] - step) * batch / rate if batch else None
+
+
+def _span(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(workers: int) -> str:
+    return f"{workers} worker" + ("" if workers == 1 else "s")

@@ -1,0 +1,73 @@
+"""A run's range of sizes, as Ray Train's controller asks for it, and what it hears of changes.
+
+Carries snapshots to `resize.decide` and stamps to the run's folder; decides nothing itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sundog import telemetry
+from sundog.clock import WALL
+from sundog.errors import SundogError
+from sundog.rayapi.train_channel import Channel
+from sundog.runs.resize import Resize, Snapshot, decide
+from sundog.runs.worker import prepare
+from sundog.spec.run import RunSpec
+from sundog.storage.runs import RunFolder
+
+_GROW_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class RunResizer:
+    """The run's range and `resize.decide`, as the controller asks for them."""
+
+    low: int
+    high: int
+    flags: dict[str, int]
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, spec: RunSpec, config: dict[str, Any]) -> RunResizer:
+        from sundog.runs.loop import HANDOVER, SAVE, YIELD
+
+        flags = {"save": SAVE, "yield": YIELD, "handover": HANDOVER}
+        return cls(spec.workers.low, spec.workers.high or spec.workers.low, flags, config)
+
+    def after_loss(self, survivors: int) -> int:
+        """The survivors go on at once when they may; else as many more start as must."""
+        return self._decide(survivors, 1, 0).workers
+
+    def after_notice(self, working: int, leaving: int, warm: int) -> int | None:
+        """The size to go on with, without those under notice; None: too few, stay meanwhile."""
+        found = self._decide(working, 0, warm, leaving)
+        return None if found.what == "wait" else found.workers
+
+    def with_warm(self, working: int, warm: int) -> int:
+        return self._decide(working, 0, warm).workers
+
+    def prepare(self) -> None:
+        prepare(self.config)
+
+    def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None:
+        """Some nodes of the run are about to go."""
+        folder: RunFolder = self.config["folder"]
+        left = {node: round(at_s - WALL.now_s(), 1) for node, at_s in nodes.items() if at_s}
+        with suppress(SundogError):  # a root that is away is no reason to miss the deadline
+            folder.event(telemetry.RUN_NOTICE, nodes=left, leaving=leaving, working=working)
+            folder.flush()
+
+    def regrouped(self, stamps: dict[str, Any]) -> None:
+        """A new group is about to step; when each stage of making it was over."""
+        with suppress(RuntimeError, SundogError):
+            Channel(self.config["folder"].run_id).post("regroup", stamps)
+
+    def _decide(self, working: int, lost: int, warm: int, leaving: int = 0) -> Resize:
+        return decide(
+            Snapshot(
+                working, lost, leaving, warm, 0, self.low, self.high, grow_pause_s=_GROW_PAUSE_S
+            )
+        )
