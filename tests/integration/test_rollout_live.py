@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
-from rollout_kit import register, row, steady, until
+from rollout_kit import body, register, row, steady, until
 from serving_kit import processes, serve_status, wait_for, wait_ready, write_deployment
 
 from sundog.control import serve_files
@@ -118,4 +120,116 @@ def test_a_version_with_errors_comes_back_and_few_have_met_it(service):
     assert 0 < before == seen.failed <= 60
     assert all("500" in words for words in seen.failures)
     assert digits.registry.aliases("canary-bad")["champion"] == 1
-    assert "does not answer" in digits.row()["message"]
+    words = digits.cli("rollout", "status", "canary-bad")
+    assert "evidence of harm" in words
+    assert "1 to 1" in words
+
+
+@pytest.mark.slow
+def test_a_slower_version_comes_back(service):
+    guards = {**CANARY, "guards": ["latency"]}
+    digits = service("canary-slow", guards, slow_s=0.01)
+    with digits.steady(rate=60) as seen:
+        digits.release(slow_s=0.02)
+        digits.ended("rolled back", 240)
+        until("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
+    assert not seen.failures
+
+
+@pytest.mark.slow
+def test_a_version_that_crashes_when_it_loads_never_gets_traffic(service, local_ray):
+    digits = service("canary-crash", CANARY)
+    with digits.steady(rate=100) as seen:
+        digits.release(crash=True)
+        until("version 2 is tried", lambda: "canary-crash--v2" in serve_status(local_ray))
+        [control] = processes(local_ray, "ray::Control")
+        os.kill(control.pid, signal.SIGKILL)
+        digits.ended("rolled back", 240)
+    assert not seen.failures
+    assert set(seen.answers) == {"1"}
+    assert "does not load" in digits.cli("rollout", "status", "canary-crash")
+
+
+@pytest.mark.slow
+def test_subtly_wrong_answers_come_back_by_feedback(service):
+    digits = service("canary-wrong", {**CANARY, "guards": ["errors", "feedback"]})
+    with digits.steady(rate=150, feedback=True) as seen:
+        digits.release(wrong_every=4)
+        digits.ended("rolled back", 240)
+    assert not seen.failures
+    assert "feedback" in digits.cli("rollout", "status", "canary-wrong")
+    lost = httpx.post(
+        f"{digits.gateway}/feedback", json={"request_id": "nobody's", "score": 1}, trust_env=False
+    )
+    assert lost.status_code == 404
+    assert "remembered" in lost.json()["error"]
+
+
+@pytest.mark.slow
+def test_blue_green_switches_and_returns_without_a_failed_request(service, local_ray):
+    blue_green = {
+        "strategy": "blue-green", "guards": ["errors"], "every": "4s", "floor": 0.01,
+        "standby": "10min",
+    }  # fmt: skip
+    digits = service("blue-green", blue_green)
+    with digits.steady(rate=200) as seen:
+        until("a reference", lambda: seen.total > 1000)
+        digits.release()
+        digits.ended("promoted", 120)
+        until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
+        assert "blue-green--v1" in serve_status(local_ray), "the old one stays warm"
+        began = time.monotonic()
+        digits.cli("rollback", "blue-green", "--yes")
+        until("back", lambda: digits.row()["weights"] == {"1": 1.0}, 20)
+        count = seen.answers["1"]
+        until("version 1 answers", lambda: seen.answers["1"] > count + 200)
+    assert not seen.failures
+    assert all(version == "1" for at, version in seen.versions if at > began + 15)
+
+
+@pytest.mark.slow
+def test_a_shadow_shows_what_differs_and_never_answers(service):
+    shadow = {
+        "strategy": "shadow", "guards": ["errors", "answers"], "every": "2s", "floor": 0.01,
+    }  # fmt: skip
+    digits = service("shadow", shadow)
+    with digits.steady(rate=150) as seen:
+        digits.release(wrong_every=4)
+        digits.ended("rolled back", 240)
+    assert not seen.failures
+    assert set(seen.answers) == {"1"}
+    words = digits.cli("rollout", "status", "shadow")
+    assert "answers that differed" in words
+
+
+@pytest.mark.slow
+def test_ab_sticks_by_header_until_somebody_decides(service):
+    ab = {"strategy": "ab", "share": "50%", "sticky": "header:x-user", "guards": ["errors"]}
+    digits = service("ab", ab)
+    digits.release()
+    until("both get traffic", lambda: len(digits.row()["weights"]) == 2)
+
+    def version_of(user):
+        answer = httpx.post(
+            f"{digits.gateway}/v2/models/ab/infer", content=body(1), headers={"x-user": user},
+            trust_env=False,
+        )  # fmt: skip
+        return answer.json()["model_version"]
+
+    users = {f"u{i}": version_of(f"u{i}") for i in range(40)}
+    assert set(users.values()) == {"1", "2"}
+    assert all(version_of(user) == version for user, version in users.items())
+    assert "2 to" not in digits.cli("rollout", "pause", "ab").splitlines()[0]
+    digits.cli("rollout", "resume", "ab")
+    digits.cli("rollout", "promote", "ab", "--yes")
+    until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compared_is_not_rolled_out(service):
+    digits = service("canary-other", CANARY)
+    digits.release(width=2)
+    words = until("it says why", lambda: digits.row()["message"])
+    assert "was not rolled out" in str(words)
+    assert digits.row()["weights"] == {"1": 1.0}
+    assert "no rollout" in digits.cli("rollout", "status", "canary-other", code=1)

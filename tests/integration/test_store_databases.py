@@ -213,3 +213,32 @@ def test_a_store_that_cannot_be_opened_says_so_without_its_password(address):
         open_store(address)
     assert "secret" not in str(caught.value)
     assert caught.value.fix
+
+
+def test_rollouts_and_scaling_are_kept_replaced_and_listed_newest_first(url):
+    clock = ManualClock(1000.0)
+    store = open_store(url, clock=clock)
+    try:
+        lease = store.acquire("a")
+        store.put_rollout(lease, "s", 1, "promoted", {"weights": {"2": 1.0, "1": 0.0}})
+        clock.advance(1.0)
+        store.put_rollout(lease, "s", 2, "warming", {"n": 1})
+        store.put_rollout(lease, "s", 2, "stepping", {"n": 2})
+        store.put_rollout(lease, "t", 1, "aborted", {})
+        rows = store.rollouts("s")
+        assert [(r["number"], r["phase"]) for r in rows] == [(2, "stepping"), (1, "promoted")]
+        assert rows[0]["document"] == {"n": 2}
+        assert list(rows[1]["document"]["weights"]) == ["2", "1"], "the candidate stays first"
+        store.put_scaling(lease, "s", "1", {"count": 1})
+        store.put_scaling(lease, "s", "1", {"count": 3})
+        assert store.scaling() == {("s", "1"): {"count": 3}}
+        later = store.acquire("b", lambda holder: True)
+        with pytest.raises(LeaseLost):
+            store.put_rollout(lease, "s", 2, "promoted", {})
+        with pytest.raises(LeaseLost):
+            store.put_scaling(lease, "s", "1", {})
+        store.delete_service(later, "s")
+        assert store.scaling() == {}
+        assert store.rollouts("s"), "history stays"
+    finally:
+        store.close()

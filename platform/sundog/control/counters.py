@@ -157,6 +157,7 @@ def _arm(counts: ArmCounts, tick_s: float, latency: tuple[int, ...] | None = Non
         _histogram(counts.latency) if latency is None else latency,
         tuple(counts.answers.get(i, 0) for i in range(classes)),
         feedback,
+        Counts(*counts.half),
     )
 
 

@@ -19,6 +19,7 @@ from sundog.control import webhook
 from sundog.control.counters import Counters
 from sundog.control.keys import Keys
 from sundog.control.rollout import Rollouts
+from sundog.control.scaling import Scaler
 from sundog.control.services import ServicesController
 from sundog.control.snapshots import Snapshots
 from sundog.errors import ClusterError, LeaseHeld, LeaseLost, SundogError
@@ -87,7 +88,8 @@ class Loop:
             self.counters = Counters(WALL)
             rollouts = Rollouts(store, lease, self.counters, WALL, webhook.tell)
             self.services = ServicesController(
-                store, lease, self.snapshots, rollouts, root,
+                store, lease, self.snapshots, rollouts,
+                Scaler(store, lease, self.counters, WALL), root,
                 config.get("gateway") or default_address(), WALL,
             )  # fmt: skip
             self._say("leading", "")

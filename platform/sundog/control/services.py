@@ -18,6 +18,7 @@ from sundog.clock import Clock
 from sundog.control.applications import gateway_app, gateway_fault, model_app, model_name
 from sundog.control.applications import versions_of as _versions
 from sundog.control.rollout import Record, Rollouts
+from sundog.control.scaling import Scaler
 from sundog.control.serving_plan import (
     ANCHOR,
     GATEWAY_APP,
@@ -41,6 +42,7 @@ from sundog.control.transition import (
     outcome,
     previous_version,
     rolling_of,
+    share_ahead,
     starts_rollout,
     stays,
     with_fault,
@@ -83,6 +85,7 @@ class ServicesController:
         lease: Lease,
         snapshots: Snapshots,
         rollouts: Rollouts,
+        scaler: Scaler,
         root: str | None,
         gateway_address: str,
         clock: Clock,
@@ -91,6 +94,7 @@ class ServicesController:
         self._lease = lease
         self._snapshots = snapshots
         self._rollouts = rollouts
+        self._scaler = scaler
         # Commands come from other threads and change what a round reads.
         self._lock = threading.RLock()
         self._root = root
@@ -152,6 +156,7 @@ class ServicesController:
         resolved = self._resolve(spec)
         progress = unheld(resolved, self._progress.get(name, Progress()))
         resolved, fault = self._held(spec, resolved, progress), ""
+        counts = self._scaler.counts(spec, apps, progress.traffic)
         record = self._rollouts.live(name)
         if record is None and starts_rollout(spec, resolved, progress):
             resolved, fault, record = self._begin(spec, resolved, progress, apps)
@@ -161,10 +166,12 @@ class ServicesController:
                 self._rollouts.abort(record, f"{spec.model} is version {waits} again")
             said = self._rollouts.step(record, apps.get(record.plan.candidate), digest(spec))
             if not record.ended:
-                return decide_rolling(spec, rolling_of(spec, record, said, waits), apps, progress)
+                rolling = rolling_of(spec, record, said, waits)
+                counts = self._scaler.prepare(counts, rolling.candidate, share_ahead(record))
+                return decide_rolling(spec, rolling, apps, progress, counts)
             progress, resolved = outcome(record, progress, resolved)
         return with_fault(
-            decide(spec, resolved, apps, progress, keep=self._rollouts.standby(name)), fault
+            decide(spec, resolved, apps, progress, self._rollouts.standby(name), counts), fault
         )
 
     def _held(self, spec: ServiceSpec, resolved: Resolved, progress: Progress) -> Resolved:
@@ -228,6 +235,7 @@ class ServicesController:
             if self._missing[name] >= MISSING_ROUNDS:
                 log.info("service %s: its anchor is gone, it is undeployed", name)
                 self._rollouts.forget(name)
+                self._scaler.forget(name)
                 self._release_all(name)
                 del self._specs[name], self._missing[name]
                 self._progress.pop(name, None)
@@ -460,7 +468,9 @@ class ServicesController:
         out = []
         for name, spec in sorted(self._specs.items()):
             progress = self._progress.get(name, Progress())
+            wanted, why = self._scaler.reason(name, progress.active)
             out.append({
+                "wanted": wanted, "scaling": why,
                 "service": name, "model": spec.model, "state": progress.state,
                 "message": progress.message, "version": progress.active,
                 "replicas": str(spec.replicas), "gateway": self._address,

@@ -94,6 +94,17 @@ def rolling_of(spec: ServiceSpec, record: Record, said: Said, waits: int | str) 
     return Rolling(plan.baseline, plan.candidate, record.entry, reason, traffic)
 
 
+def share_ahead(record: Record) -> float:
+    """The share of traffic that the next move of a rollout may give its candidate at once."""
+    plan, state = record.plan, record.state
+    if plan.strategy == "canary":
+        ahead = (
+            plan.steps[state.step :] if state.phase == "warming" else plan.steps[state.step + 1 :]
+        )
+        return ahead[0] if ahead else 1.0
+    return plan.share if plan.strategy == "ab" else 1.0
+
+
 def outcome(record: Record, progress: Progress, resolved: Resolved) -> tuple[Progress, Resolved]:
     """The service once the rollout has ended: who answers, and what is held back."""
     plan, state = record.plan, record.state

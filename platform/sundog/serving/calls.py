@@ -111,8 +111,9 @@ class Calls:
         """One request to a service has ended. `size`: bytes of its answer."""
         key = call.identity.key_id
         self.metrics.count(call.service, call.version, key, status, seconds)
-        self.observer.note(call.service, call.version, status, seconds)
         route = self.routes.services.get(call.service)
+        sticky = route.sticky_key(call.headers, key) if route is not None and route.sticky else ""
+        self.observer.note(call.service, call.version, status, seconds, sticky)
         if status == 200 and route is not None and route.keeps_feedback:
             self.remembered.add(call.request_id.decode(), call.service, call.version)
         self.log.add(

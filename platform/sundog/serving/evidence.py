@@ -22,6 +22,7 @@ BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the capital that the quality test stakes on each pair."""
 _SHARES = (1 / 10, 1 / 3, 2 / 3)
 _SHIFTS = (1.5, 3.0)
+_DOUBT = 1.5
 
 
 def log_mean_exp(logs: Sequence[float]) -> float:
@@ -90,6 +91,40 @@ def upper_rate(counts: Counts, misjudged: float = 0.01) -> float:
 
 
 @dataclass(frozen=True)
+class Dispersion:
+    """How far the baseline's errors are from independent: its halves against each other.
+
+    Given a minute's errors of the baseline, the share of one half varies as a binomial's does where
+    errors are independent, and `factor` times as much where they come in clusters (McCullagh &
+    Nelder 1989, "Generalized Linear Models", 4.5). Shared shocks cancel, as between the versions.
+    """
+
+    squares: float = 0.0
+    hits: float = 0.0
+    hits_sq: float = 0.0
+
+    def add(self, half: Counts, whole: Counts) -> Dispersion:
+        """With one more minute: `half` of the requests in `whole`, split as the versions are."""
+        share = half.of / whole.of if whole.of else 0.0
+        if not whole.hits or not 0.1 < share < 0.9:
+            return self
+        square = (half.hits - share * whole.hits) ** 2 / (share * (1 - share))
+        return Dispersion(
+            self.squares + square, self.hits + whole.hits, self.hits_sq + whole.hits**2
+        )
+
+    @property
+    def factor(self) -> float:
+        """1 unless the halves differ by more than chance explains; else how much more they vary."""
+        if not self.hits:
+            return 1.0
+        found = self.squares / self.hits
+        # As many minutes as there are, weighted by how much each of them said.
+        minutes = self.hits**2 / self.hits_sq
+        return found if found > 1.0 + _DOUBT * math.sqrt(2.0 / minutes) else 1.0
+
+
+@dataclass(frozen=True)
 class RateEvidence:
     """Is the candidate's rate of something bad higher than the baseline's?
 
@@ -105,20 +140,26 @@ class RateEvidence:
     safe: tuple[float, ...] = (0.0,) * len(FACTORS)
     low: tuple[tuple[float, ...], ...] = ((0.0,) * len(_SHARES),) * len(FACTORS)
 
-    def add(self, baseline: Counts, candidate: Counts, floor: float) -> RateEvidence:
-        """With one more minute of both arms; `floor` is a rate too low to matter."""
+    def add(
+        self, baseline: Counts, candidate: Counts, floor: float, temper: float = 1.0
+    ) -> RateEvidence:
+        """With one more minute of both arms; `floor` is a rate too low to matter.
+
+        `temper`: the baseline's dispersion. So many hits that come together say as much as one:
+        the likelihood is raised to the power 1/temper (Wedderburn 1974, quasi-likelihood).
+        """
         return RateEvidence(
             self.baseline + baseline,
             self.candidate + candidate,
             tuple(
-                x + conditional(baseline, candidate, r, 1.0)
+                x + conditional(baseline, candidate, r, 1.0) / temper
                 for x, r in zip(self.harm, RATIOS, strict=True)
             ),
             tuple(
-                x + conditional(baseline, candidate, 1.0, f)
+                x + conditional(baseline, candidate, 1.0, f) / temper
                 for x, f in zip(self.safe, FACTORS, strict=True)
             ),
-            self._lower(candidate, floor),
+            self._lower(candidate, floor, temper),
         )
 
     def add_alone(self, reference: Counts, candidate: Counts, floor: float) -> RateEvidence:
@@ -146,10 +187,12 @@ class RateEvidence:
             self._lower(candidate, floor),
         )
 
-    def _lower(self, candidate: Counts, floor: float) -> tuple[tuple[float, ...], ...]:
+    def _lower(
+        self, candidate: Counts, floor: float, temper: float = 1.0
+    ) -> tuple[tuple[float, ...], ...]:
         return tuple(
             tuple(
-                x + binomial(candidate, share * limit, limit)
+                x + binomial(candidate, share * limit, limit) / temper
                 for x, share in zip(row, _SHARES, strict=True)
             )
             for row, limit in ((row, min(0.9, f * f * floor)) for row, f in self._rows())
@@ -307,6 +350,7 @@ class Evidence:
     differ: DifferEvidence = DifferEvidence()
     shift: ShiftEvidence = ShiftEvidence()
     feedback: QualityEvidence = field(default_factory=QualityEvidence)
+    dispersion: Dispersion = Dispersion()
 
 
 NO_COUNTS = Counts()

@@ -6,6 +6,7 @@ Counts and forgets nothing that control has not taken. It judges nothing: rollou
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 from sundog.serving.rollout_facts import latency_bucket
 
@@ -15,18 +16,24 @@ MAX_CLASSES = 64
 
 
 class ArmCounts:
-    """Requests of one version: answers and 5xx, never the caller's own 4xx."""
+    """Requests of one version: answers and 5xx, never the caller's own 4xx.
 
-    __slots__ = ("answers", "errors", "feedback", "latency", "requests")
+    `half`: (errors, requests) of about half of them: by their sticky key, else every other one.
+    """
+
+    __slots__ = ("answers", "errors", "feedback", "half", "latency", "requests")
 
     def __init__(self) -> None:
         self.requests = self.errors = 0
+        self.half = (0, 0)
         self.latency: dict[int, int] = {}
         self.answers: dict[int, int] = {}
         self.feedback: list[tuple[float, float]] = []
 
-    def note(self, seconds: float, failed: bool) -> None:
+    def note(self, seconds: float, failed: bool, key: str = "") -> None:
         self.requests += 1
+        if (crc32(key.encode()) if key else self.requests) & 1:
+            self.half = (self.half[0] + failed, self.half[1] + 1)
         if failed:
             self.errors += 1
         else:
@@ -36,6 +43,7 @@ class ArmCounts:
     def add(self, other: ArmCounts) -> None:
         self.requests += other.requests
         self.errors += other.errors
+        self.half = (self.half[0] + other.half[0], self.half[1] + other.half[1])
         for mine, theirs in ((self.latency, other.latency), (self.answers, other.answers)):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
@@ -94,10 +102,10 @@ class Observer:
             found = self._services[name] = ServiceCounts()
         return found
 
-    def note(self, service: str, version: str, status: int, seconds: float) -> None:
-        """One request that a version was chosen for has ended."""
+    def note(self, service: str, version: str, status: int, seconds: float, key: str = "") -> None:
+        """One request that a version was chosen for has ended. `key`: what it sticks by."""
         if version and (status == 200 or status >= 500):
-            self.service(service).arm(version).note(seconds, status != 200)
+            self.service(service).arm(version).note(seconds, status != 200, key)
 
     def answered(self, service: str, version: str, label: int | None) -> None:
         """The class that an answer fell into."""

@@ -170,10 +170,11 @@ def _added(plan: Plan, state: State, minute: Minute) -> Evidence:
     old, base, new = state.evidence, minute.baseline, minute.candidate
     alone = bool(new.requests) and not base.requests and _acting(state) == "switched"
     errors, latency = old.errors, old.latency
+    dispersion = old.dispersion.add(base.half, base.counts)
     if alone:
         errors = errors.add_alone(state.reference_counts, new.counts, plan.error_floor)
     elif new.requests:
-        errors = errors.add(base.counts, new.counts, plan.error_floor)
+        errors = errors.add(base.counts, new.counts, plan.error_floor, dispersion.factor)
     if new.latency and alone:
         at = _p95_bucket(state.reference)
         before, slow = _slow(state.reference, at), _slow(new.latency, at)
@@ -189,7 +190,7 @@ def _added(plan: Plan, state: State, minute: Minute) -> Evidence:
     if minute.differ.of:
         differ = differ.add(minute.itself, minute.differ, min(0.5, max(1e-3, plan.differ)))
     shift = old.shift.add(base.answers, new.answers) if base.answers and new.answers else old.shift
-    return Evidence(errors, latency, differ, shift, feedback)
+    return Evidence(errors, latency, differ, shift, feedback, dispersion)
 
 
 # --- reading: evidence into what each guard says ---

@@ -17,6 +17,7 @@ from sundog.serving.evidence import (
     NO_EVIDENCE,
     Counts,
     DifferEvidence,
+    Dispersion,
     Evidence,
     QualityEvidence,
     RateEvidence,
@@ -84,7 +85,8 @@ class Arm:
 
     `latency`: requests per bucket of LATENCY_BOUNDS_S. `answers`: answers per class or bin.
     `feedback`: age in minutes -> scores in 0..1 that came in during this minute for requests that
-    old.
+    old. `half`: about half of the requests, drawn as a version's are: by key where a split is
+    sticky, every other one where it is not.
     """
 
     requests: int = 0
@@ -92,6 +94,7 @@ class Arm:
     latency: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
     feedback: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    half: Counts = NO_COUNTS
 
     @property
     def counts(self) -> Counts:
@@ -191,6 +194,7 @@ def _evidence(raw: dict[str, Any]) -> Evidence:
         differ=DifferEvidence(_rate(raw["differ"]["rate"]), _tuples(raw["differ"]["above"])),
         shift=ShiftEvidence(**{k: _tuples(v) for k, v in raw["shift"].items()}),
         feedback=QualityEvidence(**{k: _tuples(v) for k, v in raw["feedback"].items()}),
+        dispersion=Dispersion(**raw.get("dispersion", {})),
     )
 
 

@@ -159,18 +159,26 @@ class Traffic:
         if num == 0:
             return Arm(feedback=feedback)
         rate = min(0.9, world.error_rate * errors * error_ratio)
-        bursts = rng.poisson(num * rate / world.cluster) if world.cluster > 1 else 0
-        failed = (
-            int(rng.geometric(1 / world.cluster, bursts).sum())
-            if world.cluster > 1
-            else int(rng.binomial(num, rate))
-        )
+        sizes = (num // 2, num - num // 2)
+        halves = [min(size, self._failed(size, rate)) for size in sizes]
+        failed = sum(halves)
         centre = math.log(world.median_s * slower * latency_ratio)
         logs = centre + world.sigma * rng.standard_normal(num)
         histogram: NDArray[np.int64] = np.bincount(
             np.searchsorted(_LOG_BOUNDS, logs), minlength=_LOG_BOUNDS.size + 1
         )
-        return Arm(num, min(failed, num), tuple(histogram.tolist()), feedback=feedback)
+        return Arm(
+            num, failed, tuple(histogram.tolist()), feedback=feedback,
+            half=Counts(halves[0], sizes[0]),
+        )  # fmt: skip
+
+    def _failed(self, num: int, rate: float) -> int:
+        """Errors of so many requests; a cluster stays on one side of every split."""
+        cluster, rng = self.world.cluster, self._rng
+        if cluster <= 1:
+            return int(rng.binomial(num, rate))
+        bursts = rng.poisson(num * rate / cluster)
+        return int(rng.geometric(1 / cluster, bursts).sum())
 
     def _feedback(
         self, index: int, base: int, new: int

@@ -9,6 +9,7 @@ from sundog.serving.evidence import (
     FACTORS,
     Counts,
     DifferEvidence,
+    Dispersion,
     QualityEvidence,
     RateEvidence,
     ShiftEvidence,
@@ -173,3 +174,24 @@ def test_evidence_has_mean_at_most_one_under_the_null():
         evidence = RateEvidence().add(Counts(base, 900), Counts(new, 100), 0.0005)
         values.append(evidence.harm_e)
     assert np.mean(values) <= 1 + 3 * np.std(values) / np.sqrt(len(values))
+
+
+def test_halves_that_vary_as_chance_does_temper_nothing_and_clusters_temper_by_their_size():
+    rng = np.random.default_rng(5)
+
+    def after(minutes, cluster):
+        seen = Dispersion()
+        for _ in range(minutes):
+            halves = [0, 0]
+            for _ in range(12 // cluster):
+                halves[int(rng.random() < 0.5)] += cluster
+            seen = seen.add(Counts(halves[0], 600), Counts(sum(halves), 1200))
+        return seen.factor
+
+    assert sum(after(60, 1) == 1.0 for _ in range(50)) >= 40
+    assert 2.5 < after(400, 4) < 6.5
+    assert Dispersion().add(Counts(0, 0), Counts(5, 1200)).factor == 1.0, "no halves, no verdict"
+    plain = RateEvidence().add(Counts(5, 1000), Counts(15, 1000), 0.0005)
+    tempered = RateEvidence().add(Counts(5, 1000), Counts(15, 1000), 0.0005, temper=4.0)
+    assert tempered.harm == pytest.approx([x / 4 for x in plain.harm])
+    assert 1.0 < tempered.harm_e < plain.harm_e

@@ -1,0 +1,157 @@
+"""How many replicas each version of a service has: counters in, the scaling decider, counts out.
+
+serving/scaling.py decides. Its memory is in the store, so a restarted control goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sundog import telemetry
+from sundog.clock import Clock
+from sundog.control.counters import Counters, LaneSums
+from sundog.control.serving_plan import App
+from sundog.errors import SundogError
+from sundog.serving.scaling import Profile, Snapshot, State, decide
+from sundog.serving.scaling_state import from_json, to_json
+from sundog.spec import ServiceSpec
+from sundog.store import Lease, Store
+
+EVERY_S = 2.0
+WRITE_EVERY_S = 10.0
+SERVICE_S = 0.02
+"""The time of a request in a replica, until it is measured or a profile says it."""
+STARTUP_S = 10.0
+WAIT_S = 1.0
+"""How long a request may wait where the spec names no SLO."""
+
+log = logging.getLogger("sundog.control")
+
+
+def profile_of(spec: ServiceSpec, measured: Mapping[str, Any] | None = None) -> Profile:
+    """What the decider knows of a service. `measured`: {service_s, startup_s} of a load test.
+
+    A replica works on one call of the model at a time, so it has one slot; stacking several
+    requests into a call shows as a shorter time for each.
+    """
+    known = measured or {}
+    service_s = float(known.get("service_s", SERVICE_S))
+    limits = [limit for limit in (spec.slo.p95, spec.slo.p99) if limit is not None]
+    # A third of the time that is left, at least: waits vary, and the SLO is on the slowest.
+    wait_s = max((min(limits) - service_s) / 3, service_s / 2) if limits else WAIT_S
+    assert spec.replicas.high is not None
+    return Profile(
+        slots=1,
+        startup_s=float(known.get("startup_s", STARTUP_S)),
+        service_s=service_s,
+        wait_slo_s=wait_s,
+        min_replicas=max(1, spec.replicas.low),
+        max_replicas=spec.replicas.high,
+    )
+
+
+class Scaler:
+    """Called by the services controller in every round; looks at each version every two seconds."""
+
+    def __init__(self, store: Store, lease: Lease, counters: Counters, clock: Clock) -> None:
+        self._store = store
+        self._lease = lease
+        self._counters = counters
+        self._clock = clock
+        self._states: dict[tuple[str, str], State] = {}
+        self._written_s: dict[tuple[str, str], float] = {}
+        self._looked_s: dict[tuple[str, str], float] = {}
+        for key, document in store.scaling().items():
+            try:
+                self._states[key] = from_json(document)
+            except SundogError as error:
+                log.warning("the scaling memory of %s is left aside: %s", key[0], error)
+
+    def counts(
+        self,
+        spec: ServiceSpec,
+        apps: Mapping[str, App],
+        traffic: Mapping[str, Any] | None,
+        measured: Mapping[str, Any] | None = None,
+    ) -> dict[str, int]:
+        """Replicas by version. A version that takes traffic over has room for it beforehand."""
+        profile = profile_of(spec, measured)
+        fixed = profile.min_replicas == profile.max_replicas
+        counts = {
+            version: profile.min_replicas if fixed else self._one(spec, version, app, profile)
+            for version, app in apps.items()
+        }
+        weights = (traffic or {}).get("weights", {})
+        most = max(counts.values(), default=1)
+        for version, weight in weights.items():
+            if version in counts:
+                counts[version] = max(counts[version], math.ceil(most * weight - 1e-9))
+        return counts
+
+    def prepare(self, counts: dict[str, int], version: str, weight: float) -> dict[str, int]:
+        """With room on `version` for a share that it is about to get."""
+        others = [count for v, count in counts.items() if v != version]
+        room = math.ceil(max(others, default=1) * weight - 1e-9)
+        return {**counts, version: max(counts.get(version, 1), room)}
+
+    def _one(self, spec: ServiceSpec, version: str, app: App, profile: Profile) -> int:
+        key, now_s = (spec.service, version), self._clock.now_s()
+        state = self._states.get(key)
+        there = app.replicas if app.replicas is not None else profile.min_replicas
+        if now_s - self._looked_s.get(key, 0.0) < EVERY_S and state is not None:
+            return _within(state.count, profile)
+        if not self._counters.is_heard():
+            # Without a gateway's word, no traffic and no news look the same: nothing changes.
+            return _within(there, profile)
+        elapsed_s = now_s - self._looked_s.get(key, now_s - EVERY_S)
+        self._looked_s[key] = now_s
+        sums = self._counters.take_lane(*key)
+        decision = decide(_snapshot(now_s, elapsed_s, app, sums), state, profile)
+        count = _within(decision.count, profile)
+        if app.replicas is not None and count != app.replicas:
+            log.info("%s: version %s on %d replicas: %s", *key, count, decision.reason)
+            self._store.add_event(
+                self._lease, telemetry.SERVICE_SCALED, spec.service,
+                {"version": version, "from": app.replicas, "to": count, "why": decision.reason},
+            )  # fmt: skip
+        self._states[key] = decision.state
+        changed = state is None or state.count != decision.count
+        if changed or now_s - self._written_s.get(key, 0.0) > WRITE_EVERY_S:
+            self._written_s[key] = now_s
+            self._store.put_scaling(self._lease, *key, to_json(decision.state))
+        return count
+
+    def reason(self, service: str, version: str | None) -> tuple[int | None, str]:
+        """The last decision for a version: how many, and why."""
+        state = self._states.get((service, version or ""))
+        return (state.count, state.reason) if state is not None else (None, "")
+
+    def forget(self, service: str) -> None:
+        for states in (self._states, self._written_s, self._looked_s):
+            for key in [k for k in states if k[0] == service]:
+                del states[key]  # type: ignore[attr-defined]
+
+
+def _within(count: int, profile: Profile) -> int:
+    return min(max(count, profile.min_replicas), profile.max_replicas)
+
+
+def _snapshot(now_s: float, elapsed_s: float, app: App, sums: LaneSums) -> Snapshot:
+    ready = len(app.replica_ids)
+    wanted = app.replicas if app.replicas is not None else ready
+    # A second call may wait inside a replica while it works on the first: no replica is busier
+    # than all the time.
+    busy_s = min(sums.busy_s, elapsed_s * max(ready, 1))
+    return Snapshot(
+        now_s=now_s,
+        ready=ready,
+        starting=max(0, wanted - ready),
+        queued=sums.queued,
+        running=min(sums.running, ready),
+        arrivals=sums.arrivals,
+        completions=sums.completions,
+        completed_service_s=busy_s if sums.completions else 0.0,
+    )
