@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sundog import __version__
-from sundog.cli import clusters, cost, jobs, keys, machine, models, rollout, runs, services
+from sundog.cli import clusters, cost, drill, jobs, keys, machine, models, rollout, runs, services
 from sundog.cli.output import Output, print_error
 from sundog.errors import SundogError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 machine.register(app)
 jobs.register(app)
 runs.register(app)
+app.add_typer(drill.app, name="drill")
 app.add_typer(models.app, name="models")
 services.register(app)
 rollout.register(app)

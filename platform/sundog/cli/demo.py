@@ -10,13 +10,11 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -25,7 +23,6 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from sundog import telemetry
 from sundog.cli.output import Output
 from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SundogError
@@ -203,45 +200,40 @@ class Demo:
         )
 
     def _drill(self) -> str:
-        from sundog.runs.verify import verify
-
-        killed: dict[str, int] = {}
-
-        def kill_one(record: dict[str, Any]) -> None:
-            workers = self._train_workers()
-            if not killed and len(workers) > 1 and (record.get("step") or 0) > record["steps"] // 5:
-                workers[-1].send_signal(signal.SIGKILL)
-                killed.update(pid=workers[-1].pid, step=record["step"])
-
-        record = self._job("train", "jobs/specs/digits-recovery.yaml", watch=kill_one)
-        if not killed:
-            raise RunError("the run ended before a worker could be killed", "is the machine busy?")
+        from sundog.runs import drill, place
         from sundog.storage.runs import open_run
 
-        events = open_run(self._root, record["run_id"]).events()
-        recovered = [event for event in events if event["event"] == telemetry.RUN_RECOVERED]
-        if not recovered:
-            raise RunError(
-                "the killed worker was not replaced", "again with --keep, and see its log"
+        place.connect()
+        struck: dict[str, Any] = {}
+
+        def kill_one(record: dict[str, Any]) -> None:
+            placed, steps = record.get("placed") or [], record.get("steps") or 0
+            if struck or len(placed) < 2 or (record.get("step") or 0) <= steps // 5:
+                return
+            since_s = WALL.now_s()
+            try:
+                target = drill.choose(record, drill.KILL_WORKER)
+                drill.strike(target)
+                struck.update(target=target, since_s=since_s)
+            except RunError as error:
+                struck["error"] = error
+
+        record = self._job("train", "jobs/specs/digits-recovery.yaml", watch=kill_one)
+        if "target" not in struck:
+            raise struck.get("error") or RunError(
+                "the run ended before a worker could be killed", "is the machine busy?"
             )
-        verdict = verify(self._root, record["run_id"])
-        if not verdict.good:
-            raise RunError(f"{verdict.lost} samples lost, {verdict.duplicated} duplicated", "a bug")
+        folder = open_run(self._root, record["run_id"])
+        receipt = drill.watch(folder, struck["target"], struck["since_s"], timeout_s=5)
+        if receipt.lost or receipt.duplicated:
+            raise RunError(f"{receipt.lost} samples lost, {receipt.duplicated} duplicated", "a bug")
         return (
-            f"1 of {record['workers']} workers killed → next step in {recovered[-1]['took_s']:.1f} s · "
-            f"{recovered[-1]['steps_back']} steps again · {verdict.lost} samples lost, "
-            f"{verdict.duplicated} duplicated of {verdict.samples:,}"
+            f"1 of {receipt.workers[0]} workers killed → next step in {receipt.took_s:.1f} s · "
+            f"{receipt.steps_back} steps again · {receipt.lost} samples lost, "
+            f"{receipt.duplicated} duplicated of {receipt.samples:,}"
         )
 
     # -- how ---------------------------------------------------------------------------------
-
-    def _train_workers(self) -> list[psutil.Process]:
-        found = []
-        for process in self.ray.processes():
-            with suppress(psutil.Error):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
 
     def _job(
         self, kind: str, spec: str, watch: Callable[[dict[str, Any]], None] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from sundog.cli.connection import RootOption, storage_root
 from sundog.cli.output import Json, Output, Yes, age, confirm, duration
 from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SpecError
+from sundog.telemetry import RUN_PROGRESS
 
 app = typer.Typer(help="Runs, sweeps and batch jobs.", no_args_is_help=True)
 
@@ -94,7 +96,7 @@ def show(run_id: RunId, root: RootOption = None, as_json: Json = False) -> None:
     for key, value in shown.items():
         if value:
             out.say(f"{key:<10}{value}")
-    for event in events[-20:]:
+    for event in [e for e in events if e.get("event") != RUN_PROGRESS][-20:]:
         details = " · ".join(
             f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
             for k, v in event.items() if k not in ("at_s", "event", "format")
@@ -119,6 +121,29 @@ def verify(run_id: RunId, root: RootOption = None, as_json: Json = False) -> Non
     out.data({**asdict(verdict), "good": verdict.good})
     if not verdict.good:
         raise typer.Exit(1)
+
+
+@app.command()
+def plot(
+    run_id: RunId,
+    to: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The picture: .svg, .png or .pdf.")
+    ] = None,
+    root: RootOption = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a run: its loss, workers and goodput, and what every stage cost in seconds and dollars.
+
+    Example: sundog runs plot digits-3 -o digits-3.svg
+    """
+    from sundog.runs.plot import draw, read
+
+    folder, out = _folder(root, run_id), Output(as_json)
+    path = to or Path(f"{run_id}.svg")
+    story = read(folder)
+    draw(story, path)
+    out.say(f"{path} · {len(story.points)} points, {len(story.changes)} changes of the group")
+    out.data({"run_id": run_id, "path": str(path), "points": len(story.points)})
 
 
 @app.command()

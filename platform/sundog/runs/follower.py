@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from sundog import telemetry
 from sundog.clock import WALL
 from sundog.rayapi.train_channel import Channel
 from sundog.runs.bill import Bill, Prices
 from sundog.runs.driver import say
-from sundog.runs.goodput import Meter
+from sundog.runs.goodput import Account, Meter
 from sundog.runs.stages import Change, change
 from sundog.storage.runs import RunFolder
 
 _PRINT_EVERY_S = 1.0
 _RECORD_EVERY_S = 2.0
 _PATIENCE_S = 30.0
+_POINT_EVERY_S = 1.0  # of the curve, and ever more rarely: a long run has no larger file for it
+_POINTS_PER_LIFE = 300
 _CHANGES_KEPT = 99  # of the group, in the record; all of them are among the events
 
 
@@ -29,10 +32,12 @@ class Follower:
         self._last: dict[str, Any] = {}
         self._printed_s, self._recorded_s = float("-inf"), float("-inf")
         self._started_s = WALL.now_s()
+        self._pointed_s = float("-inf")
         self._meter = Meter()
         self._told_to_wait = False
         # Of the drivers before this one too.
         before = folder.record()
+        self._meter.account = Account.of(before.get("account") or {})
         self._bill = Bill(Prices(folder.root), before.get("node_hours") or 0.0, before.get("usd"))
         self._changes: list[dict[str, Any]] = list(before.get("changes") or [])
 
@@ -47,6 +52,7 @@ class Follower:
             found = self._regrouped(progress)
         self._account(progress, found)
         self._charge(progress)
+        self._point(progress, found is not None)
         self._last = progress
         now_s = WALL.monotonic_s()
         last = progress["step"] == progress["steps"]
@@ -59,6 +65,7 @@ class Follower:
                 step=progress["step"], steps=progress["steps"], workers=progress["world"],
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
                 goodput=self._meter.account.goodput, losses=self._meter.account.shares(),
+                account=self._meter.account.seconds(),
                 changes=self._changes, placed=progress.get("placed"), usd=self._bill.usd,
                 node_hours=self._bill.node_hours, eta_s=eta_s(progress),
                 tokens_s=progress["samples_s"] * progress.get("tokens", 0) or None,
@@ -88,6 +95,21 @@ class Follower:
         say(self._folder, found.line)
         self._printed_s = float("-inf")
         return found
+
+    def _point(self, progress: dict[str, Any], changed: bool) -> None:
+        """One point of the run's curve among its events, for `sundog runs plot`."""
+        now_s = WALL.now_s()
+        every_s = max(_POINT_EVERY_S, (now_s - self._started_s) / _POINTS_PER_LIFE)
+        measured = self._last and progress["metrics"] != self._last["metrics"]
+        last = progress["step"] == progress["steps"]
+        if not (changed or measured or last or now_s - self._pointed_s >= every_s):
+            return
+        self._pointed_s = now_s
+        self._folder.event(
+            telemetry.RUN_PROGRESS, step=progress["step"], loss=progress["loss"],
+            metrics=progress["metrics"], samples_s=progress["samples_s"],
+            workers=progress["world"], goodput=self._meter.account.goodput, usd=self._bill.usd,
+        )  # fmt: skip
 
     def _charge(self, progress: dict[str, Any]) -> None:
         """A node is paid for from the run's first news of it to the next, work or not."""

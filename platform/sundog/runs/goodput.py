@@ -20,6 +20,17 @@ class Account:
     useful: float = 0.0
     losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSSES, 0.0))
 
+    @classmethod
+    def of(cls, seconds: Mapping[str, float]) -> Account:
+        """What `seconds()` gave, to go on from."""
+        out = cls(float(seconds.get("useful", 0.0)))
+        out.losses |= {name: float(seconds.get(name, 0.0)) for name in LOSSES}
+        return out
+
+    def seconds(self) -> dict[str, float]:
+        """Node-seconds by what became of them, `useful` and each loss."""
+        return {"useful": self.useful, **self.losses}
+
     def work(self, node_seconds: float) -> None:
         self.useful += node_seconds
 
