@@ -8,7 +8,21 @@ import sys
 import typer
 
 from sundog import __version__
-from sundog.cli import clusters, cost, drill, jobs, keys, machine, models, rollout, runs, services
+from sundog.cli import (
+    clusters,
+    cost,
+    drill,
+    drill_service,
+    jobs,
+    keys,
+    machine,
+    models,
+    rollout,
+    runs,
+    service,
+    services,
+    sweeps,
+)
 from sundog.cli.output import Output, print_error
 from sundog.errors import SundogError
 
@@ -25,9 +39,12 @@ app = typer.Typer(
 machine.register(app)
 jobs.register(app)
 runs.register(app)
+drill_service.register(drill.app)
 app.add_typer(drill.app, name="drill")
+app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
 services.register(app)
+app.add_typer(service.app, name="service")
 rollout.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(clusters.app, name="cluster")

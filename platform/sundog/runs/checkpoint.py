@@ -40,6 +40,12 @@ class Checkpoints:
 
     def save(self, step: int, parts: Mapping[str, bytes], about: Mapping[str, Any]) -> int:
         """Commit these parts as the checkpoint of `step`, drop the oldest; returns bytes written."""
+        files = self.put(step, parts)
+        self.commit(step, files, about)
+        return sum(len(data) for data in parts.values())
+
+    def put(self, step: int, parts: Mapping[str, bytes]) -> dict[str, Any]:
+        """Write some of a checkpoint's parts; what `commit` needs to know of them."""
         token = uuid.uuid4().hex[:8]  # a half-written older try never mixes with this one
         files = {}
         for name, data in parts.items():
@@ -48,13 +54,16 @@ class Checkpoints:
             files[name] = {
                 "path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)
             }  # fmt: skip
+        return files
+
+    def commit(self, step: int, files: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """All parts are there, whoever wrote them: from here on the checkpoint exists."""
         manifest = {
-            "format": FORMAT, "step": step, "files": files, "about": dict(about),
+            "format": FORMAT, "step": step, "files": dict(files), "about": dict(about),
             "created_s": self._clock.now_s(),
         }  # fmt: skip
         self._root.write(f"{self._prefix}/{step}/{_MANIFEST}", json.dumps(manifest).encode())
         self.retain()
-        return sum(len(data) for data in parts.values())
 
     def steps(self) -> list[int]:
         """The steps that have a folder, oldest first, whole or not."""
@@ -96,5 +105,8 @@ class Checkpoints:
     def retain(self) -> None:
         """Delete all but the newest `keep`. The manifest goes first, so none is ever half there."""
         for step in self.steps()[: -self._keep]:
-            self._root.delete(f"{self._prefix}/{step}/{_MANIFEST}")
-            self._root.delete_prefix(f"{self._prefix}/{step}/")
+            self.drop(step)
+
+    def drop(self, step: int) -> None:
+        self._root.delete(f"{self._prefix}/{step}/{_MANIFEST}")
+        self._root.delete_prefix(f"{self._prefix}/{step}/")

@@ -71,6 +71,14 @@ class HalvingScheduler(TrialScheduler):
         self.reasons[trial.trial_id] = said.reason
         return {"continue": self.CONTINUE, "pause": self.PAUSE, "complete": self.STOP}[said.action]
 
+    def adopt(self, trial: Trial, running: bool) -> None:
+        """A trial of an earlier submission whose reports were shown again: it ran, or was paused."""
+        if running:
+            self.board.start(trial.trial_id)
+            self._resuming.add(trial.trial_id)
+        else:
+            self.board.trials[trial.trial_id].state = "paused"
+
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         if trial.trial_id in self.board.trials:
             self.board.trials[trial.trial_id].state = "complete"

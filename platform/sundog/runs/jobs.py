@@ -69,15 +69,14 @@ def _sweep(argv: Argv) -> None:
 
     spec = load(arguments.spec, SweepSpec)
     from sundog.runs.driver import open_folder
-    from sundog.runs.sweep import run_sweep
-    from sundog.runs.train import already_ended
+    from sundog.runs.sweep import already_swept, run_sweep
 
     root = _open(arguments.root or spec.run.root)
     folder = open_folder(root, spec.sweep, arguments.run_id)
-    _keep_spec(folder, arguments.spec)
-    if ended := already_ended(folder):
+    if ended := already_swept(spec, folder):
         print(ended)
         return
+    _keep_spec(folder, arguments.spec)
     run_sweep(spec, folder)
 
 
@@ -127,6 +126,7 @@ def _ingest(argv: Argv) -> None:
     parts = ", ".join(f"{name} {split.rows:,}" for name, split in dataset.splits.items())
     print(f"{dataset.name}, {rows:,} rows → data {dataset.ref} ({parts})")
 
+
 def _builtin() -> dict[str, Callable[[Root], Dataset]]:
     """Data that ships in packages, by name."""
     from sundog.runs import ingest, ingest_text
@@ -136,7 +136,6 @@ def _builtin() -> dict[str, Callable[[Root], Dataset]]:
         ingest_text.TOKENS: ingest_text.ingest_tokens,
         ingest_text.TOPICS: ingest_text.ingest_topics,
     }
-
 
 
 def _parser(name: str, example: str) -> argparse.ArgumentParser:

@@ -1,47 +1,45 @@
 """A sweep: many short runs of one recipe on Ray Tune, each by the same loop at world size one.
 
-Each trial is a function in its own process that steps, evaluates and saves its best; Tune decides
-which go on. Trains nothing here.
+From spec and journal to a Tune run and back: what was known goes in, what was found is told,
+registered and kept. Which trial runs when is the conductor's business.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sundog import telemetry
-from sundog.errors import RunError, SundogError
-from sundog.runs import place
-from sundog.runs.checkpoint import Checkpoints
+from sundog.errors import RunError, SpecError, SundogError
+from sundog.runs import place, sweep_book, sweep_space
 from sundog.runs.driver import driving, interruptible, say
 from sundog.runs.lineage import lineage
-from sundog.runs.train import driver_recipe, pin_data, secret_environment, worker_resources
-from sundog.runs.trial import run_trial
+from sundog.runs.sweep_book import Book, Journal, Trial
+from sundog.runs.sweep_purse import Rates, forecast, require_prices
+from sundog.runs.sweep_search import Modelled, searcher
+from sundog.runs.sweep_table import best_of, front, table
+from sundog.runs.train import _ray_storage, driver_recipe, pin_data, worker_resources
+from sundog.runs.trial import Kept, pauses, plain_function, run_trial, trial_prefix, trial_spec
 from sundog.runs.worker import open_recipe
-from sundog.spec.run import RunSpec
-from sundog.spec.sweep import Asha, Choice, Int, Log, SweepSpec, Uniform
-from sundog.storage.runs import RunFolder
+from sundog.security.secrets import secret_environment
+from sundog.spec.sweep import SweepSpec
+from sundog.storage.runs import RunFolder, open_run
 
 if TYPE_CHECKING:
+    from sundog.runs.sweep_conduct import Conductor
     from sundog.storage.models import ModelVersion
 
-
-@dataclass(frozen=True)
-class Trial:
-    """A row of the table. `value` is its best report; `why` says what ended it."""
-
-    name: str
-    params: dict[str, Any]
-    value: float | None
-    step: int
-    steps: int
-    state: str  # finished | stopped | failed
-    why: str
-    metrics: dict[str, float]
-    seconds: float
+# What Tune would write again beside our journal, or wait for.
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's last word may be why it failed
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -53,228 +51,259 @@ class Swept:
 
 
 def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
-    """Search to the end. Raises RunError when no trial reported anything."""
+    """Search to the end, or go on where an earlier submission of this run left off.
+
+    SpecError when the space changed since. RunError when no trial reported anything.
+    """
     with driving(folder, "sweep", metric=spec.metric, mode=spec.mode) as done:
-        data = pin_data(folder.root, spec.run, folder.record().get("data"))
-        folder.update(data=data, spec=spec.model_dump(mode="json"))
+        before = folder.record()
+        _same_search(spec, before, folder.run_id)
+        data = pin_data(folder.root, spec.run, before.get("data"))
+        folder.update(
+            data=data, spec=spec.model_dump(mode="json"), search=sweep_space.identity(spec),
+            ended_by=None,
+        )  # fmt: skip
         place.check_reach(folder.root)
         place.check_fit(1, worker_resources(spec.run))
+        require_prices(spec, _unpriced(spec, folder))
         os.environ.update(secret_environment(spec.run))
-        driver_recipe(folder.root, spec.run, data, registers=True)  # fails here, before any trial
-        trials = _search(spec, folder, data)
-        done |= {"trials": [_row(t) for t in trials]}
-        best = _best(trials, spec)
-        for line in table(trials, best, spec):
-            say(folder, line)
-        done |= {"metrics": best.metrics, "best": best.name, "params": best.params}
-        version = _register(spec, folder, data, best)
-        if version is not None:
-            done["model"] = version.ref
+        reports = _reports(spec, folder, data)  # fails here, before any trial
+        conductor = _search(spec, folder, data, reports)
+        return _conclude(spec, folder, data, conductor, done)
+
+
+def _conclude(
+    spec: SweepSpec, folder: RunFolder, data: str | None, conductor: Conductor, done: dict[str, Any]
+) -> Swept:
+    book = conductor.book
+    trials = sorted(book.trials.values(), key=lambda t: t.name)
+    ahead = forecast(book, conductor.total)
+    done |= {
+        "trials": [t.row() for t in trials], "usd": book.usd, "node_hours": book.node_hours,
+        "ended_by": conductor.ending or conductor.closing, "forecast_usd": ahead.usd,
+        "message": conductor.ending or conductor.closing or "",
+    }  # fmt: skip
+    if conductor.fatal:
+        raise RunError(*conductor.fatal)
+    best = best_of(trials, spec)
+    if best is None:
+        raise _nothing(spec, trials, conductor)
+    for line in table(trials, best, spec):
+        say(folder, line)
+    if conductor.ending or conductor.closing:
+        say(folder, f"ended early: {conductor.ending or conductor.closing}; best so far above")
+    done |= {"metrics": best.metrics, "best": best.name, "params": best.params}
+    if spec.also:
+        done["front"] = [t.name for t in front(trials, spec)]
+        say(folder, f"Pareto front of {', '.join(spec.objectives)}: {', '.join(done['front'])}")
+    failed = [t for t in trials if t.state == "failed"]
+    if len(failed) >= spec.max_failed:
+        raise RunError(
+            f"{len(failed)} of {len(trials)} trials failed: {_faults(failed)}",
+            f"best so far {best.name} ({spec.metric} {best.value:.4g}); mend it and submit the same "
+            f"run id again, or register what there is: sundog sweep promote {folder.run_id}",
+        )
+    version = register_best(spec, folder, data, best)
+    if version is not None:
+        done["model"] = version.ref
     return Swept(folder.run_id, tuple(trials), best, version)
 
 
-def trial_spec(spec: SweepSpec, values: dict[str, Any]) -> RunSpec:
-    """The base run with a trial's values: recipe parameters, or `run.<field>` of the run itself."""
-    fields = {k.removeprefix("run."): v for k, v in values.items() if k.startswith("run.")}
-    params = {k: v for k, v in values.items() if not k.startswith("run.")}
-    base = spec.run.model_dump(by_alias=True)
-    return RunSpec.model_validate(
-        {**base, **fields, "params": {**base["params"], **params}, "workers": 1, "register": None}
-    )
+def _nothing(spec: SweepSpec, trials: Sequence[Trial], conductor: Conductor) -> RunError:
+    failed = [t for t in trials if t.state == "failed"]
+    if failed:
+        return RunError(
+            f"no trial reported {spec.metric!r}: {_faults(failed)}",
+            "does metrics() of the recipe return it? val_loss is always there with a 'val' split",
+        )
+    if conductor.ending:
+        spent = sum(t.node_s for t in trials)
+        return RunError(
+            f"no trial reported {spec.metric!r} before {conductor.ending} ({spent:.0f} s of trials)",
+            "raise the cap and submit the same run id again: it goes on",
+        )
+    return RunError(f"no trial reported {spec.metric!r}", "does the run have a 'val' split?")
 
 
-def trial_folder(run_id: str, name: str) -> str:
-    return f"runs/{run_id}/trials/{name}"
+def _faults(failed: Sequence[Trial]) -> str:
+    return "; ".join(sorted({t.why for t in failed})[:3])
 
 
-def _search(spec: SweepSpec, folder: RunFolder, data: str | None) -> list[Trial]:
-    # Tune's own tables and event files: ours say the same, once.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+def _same_search(spec: SweepSpec, record: dict[str, Any], run_id: str) -> None:
+    if not record.get("search"):
+        return
+    changed = sweep_space.difference(record["search"], sweep_space.identity(spec))
+    if changed:
+        raise SpecError(
+            f"{run_id} was begun as another search ({changed}), so its trials do not belong to this",
+            "give the spec back its values, or begin a new one: another --run-id. Trials, caps, "
+            "concurrency and register may change",
+        )
+
+
+def _unpriced(spec: SweepSpec, folder: RunFolder) -> list[str]:
+    rates = Rates(folder.root, worker_resources(spec.run), spec.usd_node_hour)
+    return [node for node in _nodes() if rates.usd_hour(node) is None]
+
+
+def _nodes() -> dict[str, dict[str, float]]:
+    import ray
+
+    return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+
+
+def _reports(spec: SweepSpec, folder: RunFolder, data: str | None) -> int:
+    """How many reports a whole trial of the base run sends; builds the recipe once, to see it can."""
+    if plain_function(spec.run.recipe, None) is not None:
+        if spec.register_ is not None:
+            raise SpecError(
+                "register: the trial is a plain function, which leaves no model",
+                "register from a recipe, or drop it",
+            )
+        return spec.run.steps or int(spec.run.epochs or 1)
+    recipe = driver_recipe(folder.root, spec.run, data, registers=True)
+    if not pauses(spec) and not spec.scheduler.pbt:
+        return 0  # nobody asks
+    from sundog.runs.loop import Loop
+
+    loop = Loop(trial_spec(spec, {}), recipe)
+    return -(-loop.steps // loop.evaluate_every)
+
+
+def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) -> Conductor:
+    os.environ.update({k: v for k, v in _QUIET.items() if k not in os.environ})
+    if pauses(spec):
+        # Tune starts waiting fresh trials by itself, before it asks who deserves to go on.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1"
     from ray import tune
 
-    resources = {
-        k.lower() if k != "memory" else k: v for k, v in worker_resources(spec.run).items()
-    }
-    fits = max(1, place.capacity(worker_resources(spec.run)))
-    concurrent = fits if spec.concurrent == "auto" else min(spec.concurrent, fits)
-    config = {
+    from sundog.rayapi.tune_feed import Feed
+    from sundog.runs.sweep_conduct import Conductor
+    from sundog.runs.sweep_schedule import Watched, scheduler
+
+    need = worker_resources(spec.run)
+    journal = _journal(spec, folder)
+    book = journal.book
+    search = _told(spec, folder, book)
+    conductor = Conductor(
+        spec, folder, journal, search, Rates(folder.root, need, spec.usd_node_hour), _nodes
+    )
+    concurrent = _concurrent(spec, need)
+    conductor.watched = Watched(
+        scheduler(spec, reports), spec, concurrent,
+        {t.name: t.reports for t in book.trials.values()},
+        [t.name for t in book.trials.values() if t.ended],
+        lambda name: book.trials[name].usd or book.trials[name].node_s,
+    )  # fmt: skip
+    _announce(spec, folder, book, conductor.total, concurrent)
+    job = {
         "sweep": spec.model_dump(mode="json"), "folder": folder, "data": data,
         "directory": place.working_directory(), "environment": secret_environment(spec.run),
+        "repeats": {f"trial-{n:03d}-{r}": r for n in range(search.total)
+                    for r in range(1, spec.repeats)},
     }  # fmt: skip
-    if spec.max_usd is not None:
-        say(folder, "max_usd is not watched yet: bound the sweep by trials or max_time")
-    say(
-        folder, f"{folder.run_id} · {spec.trials} trials of {spec.run.recipe}, {concurrent} at once"
-    )
-    trainable = tune.with_resources(tune.with_parameters(run_trial, job=config), resources)
+    resources = {k.lower() if k != "memory" else k: v for k, v in need.items()}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), resources)
     with tempfile.TemporaryDirectory(prefix="sundog-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
-            param_space=_space(spec),
             tune_config=tune.TuneConfig(
-                metric=spec.metric, mode=spec.mode, reuse_actors=True,
-                num_samples=1 if spec.searcher == "grid" else spec.trials,
-                scheduler=_scheduler(spec), search_alg=_searcher(spec, concurrent),
-                time_budget_s=spec.max_time,
+                search_alg=Feed(conductor.following, conductor.over),
+                scheduler=conductor.watched, reuse_actors=True, num_samples=conductor.total,
                 trial_name_creator=_trial_name, trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name=folder.run_id, storage_path=scratch, verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
-                callbacks=[Shown(folder, spec)],
+                name=folder.run_id, verbose=0, stop=conductor, callbacks=[conductor],
+                failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if pauses(spec) else 1),
+                **_ray_storage(folder.root, folder, scratch),
             ),
         )  # fmt: skip
-        results = interruptible(tuner.fit)
-        return _trials(spec, folder, results)
-
-
-def _space(spec: SweepSpec) -> dict[str, Any]:
-    from ray import tune
-
-    def domain(wish: Uniform | Log | Int | Choice) -> Any:
-        match wish:
-            case Uniform(uniform=(low, high)):
-                return tune.uniform(low, high)
-            case Log(log=(low, high)):
-                return tune.loguniform(low, high)
-            case Int(int_=(low, high)):
-                return tune.randint(low, high + 1)
-            case Choice(choice=values) if spec.searcher == "grid":
-                return tune.grid_search(list(values))
-            case Choice(choice=values):
-                return tune.choice(list(values))
-
-    return {name: domain(wish) for name, wish in spec.space.items()}
-
-
-def _scheduler(spec: SweepSpec) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if not isinstance(spec.scheduler, Asha):
-        return FIFOScheduler()
-    options = spec.scheduler.asha
-    return ASHAScheduler(
-        time_attr="training_iteration", grace_period=options.grace,
-        reduction_factor=options.eta, brackets=options.brackets, max_t=10**9,
-    )  # fmt: skip
-
-
-def _searcher(spec: SweepSpec, concurrent: int) -> Any:
-    from ray.tune.search import ConcurrencyLimiter
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
-    if spec.searcher != "optuna":
-        return BasicVariantGenerator(random_state=spec.seed, max_concurrent=concurrent)
-    try:
-        from ray.tune.search.optuna import OptunaSearch
-
-        return ConcurrencyLimiter(OptunaSearch(seed=spec.seed), max_concurrent=concurrent)
-    except ImportError:
-        raise SundogError(
-            "searcher: optuna is not installed", "pip install 'sundog[sweeps]'"
-        ) from None
+        try:
+            interruptible(tuner.fit)
+        finally:
+            conductor.close()
+    return conductor
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial-{trial.trial_id.rsplit('_', 1)[-1]}"
+    return str(trial.trial_id)
 
 
-def _trials(spec: SweepSpec, folder: RunFolder, results: Any) -> list[Trial]:
-    out = []
-    for result in results:
-        last = result.metrics or {}
-        name = last.get("trial") or str(result.path).rsplit("/", 1)[-1]
-        reached, steps = int(last.get("step", 0)), int(last.get("steps", 0))
-        if result.error is not None:
-            state, why = "failed", _why(result.error)
-        elif reached < steps or not steps:
-            state, why = "stopped", _cut(spec, last)
-        else:
-            state, why = "finished", "all its steps"
-        metrics = json.loads(last["best_metrics"]) if last.get("best_metrics") else {}
-        out.append(
-            Trial(
-                name, dict(result.config or {}), metrics.get(spec.metric), reached, steps, state, why,
-                metrics, float(last.get("time_total_s", 0.0)),
-            )
-        )  # fmt: skip
-        folder.event(telemetry.TRIAL_FINISHED, **_row(out[-1]))
-    return sorted(out, key=lambda t: t.name)
+def _journal(spec: SweepSpec, folder: RunFolder) -> Journal:
+    """The journal of all submissions; what failed in an earlier one gets another chance."""
+    journal = Journal(folder, spec.mode)
+    for trial in list(journal.book.trials.values()):
+        if trial.state == "failed":
+            journal.write("state", trial=trial.name, state="waiting", why="")
+    return journal
 
 
-def _row(trial: Trial) -> dict[str, Any]:
-    row = dict(vars(trial))
-    return {"trial": row.pop("name"), **row}
+def _told(spec: SweepSpec, folder: RunFolder, book: Book) -> Any:
+    """The searcher, told what earlier submissions and earlier sweeps found."""
+    from sundog.runs.sweep_conduct import objectives
+
+    search = searcher(spec, book.numbers())
+    if isinstance(search, Modelled):
+        for run_id in spec.warm_start:
+            _warm(search, spec, folder, run_id)
+    seen: set[int] = set()
+    for trial in book.trials.values():
+        if trial.number in seen:
+            continue
+        seen.add(trial.number)
+        search.began(trial.number, trial.params)
+        if trial.ended:
+            cut = trial.state == "stopped"
+            search.ended(trial.number, objectives(trial, spec), trial.report, cut)
+    return search
 
 
-def _cut(spec: SweepSpec, last: dict[str, Any]) -> str:
-    if isinstance(spec.scheduler, Asha):
-        rung = int(last.get("training_iteration", 0))
-        return f"not in the best 1/{spec.scheduler.asha.eta:g} after {rung} reports"
-    return "the sweep's time was over"
+def _warm(search: Modelled, spec: SweepSpec, folder: RunFolder, run_id: str) -> None:
+    from sundog.runs.sweep_conduct import objectives
 
-
-def _why(error: BaseException) -> str:
-    cause: Any = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    for line in reversed(lines):
-        if "Error" in line and ":" in line:
-            return line.split("errors.")[-1].strip()
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def _best(trials: list[Trial], spec: SweepSpec) -> Trial:
-    measured = [t for t in trials if t.value is not None]
-    if not measured:
-        faults = {t.why for t in trials if t.state == "failed"}
-        raise RunError(
-            f"no trial reported {spec.metric!r}"
-            + (f": {'; '.join(sorted(faults))}" if faults else ""),
-            "does metrics() of the recipe return it? val_loss is always there with a 'val' split",
+    trials = list(sweep_book.read(open_run(folder.root, run_id)).trials.values())
+    found = [(t.params, objectives(t, spec)) for t in trials if t.state == "finished"]
+    fitting = sum(search.learn(p, o) for p, o in found if o is not None)
+    if not fitting:
+        raise SpecError(
+            f"warm_start: no finished trial of {run_id} fits this space and metric",
+            "it must have the same parameters, within their bounds, and the same metrics",
         )
-    sign = 1 if spec.mode == "max" else -1
-    return max(measured, key=lambda t: sign * (t.value or 0.0))
+    say(folder, f"learnt from {fitting} of {len(trials)} trials of {run_id}")
 
 
-def table(trials: list[Trial], best: Trial, spec: SweepSpec) -> list[str]:
-    """The trials as lines: parameters, best metric, steps, state and what ended it."""
-    names = list(spec.space)
-    head = ["trial", *names, spec.metric, "steps", "state", "why"]
-    rows = [
-        [
-            ("* " if t is best else "  ") + t.name,
-            *(_short(t.params.get(n)) for n in names),
-            "-" if t.value is None else f"{t.value:.4f}",
-            f"{t.step}/{t.steps}", t.state, t.why,
-        ]
-        for t in trials
-    ]  # fmt: skip
-    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-             for r in [head, *rows]]  # fmt: skip
-    early = sum(t.state == "stopped" for t in trials)
-    lines.append(
-        f"{len(trials)} trials · {early} stopped early · best {spec.metric} {best.value:.4f} ({best.name})"
+def _concurrent(spec: SweepSpec, need: dict[str, float]) -> int:
+    fits = max(1, place.capacity(need))
+    return fits if spec.concurrent == "auto" else min(spec.concurrent, fits)
+
+
+def _announce(spec: SweepSpec, folder: RunFolder, book: Book, total: int, concurrent: int) -> None:
+    say(folder, f"{folder.run_id} · {total} trials of {spec.run.recipe}, {concurrent} at once")
+    if not book.trials:
+        return
+    ended = sum(t.ended for t in book.trials.values())
+    going = sum(not t.ended and bool(t.reports) for t in book.trials.values())
+    from sundog.runs.sweep_conduct import money
+
+    say(
+        folder,
+        f"going on: {ended} trials have ended, {going} resume from their checkpoints, "
+        f"{money(book.usd, book.node_hours)} spent so far",
     )
-    return lines
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _register(
+def register_best(
     spec: SweepSpec, folder: RunFolder, data: str | None, best: Trial
 ) -> ModelVersion | None:
+    """The trial's best state as a new version, by the spec's register rule; None: not good enough."""
     from sundog.runs.register import register
 
     if spec.register_ is None:
         return None
-    run = trial_spec(spec, best.params)
+    run = trial_spec(spec, best.params, best.repeat)
     recipe = open_recipe(folder.root, run, data, None)
-    prefix = f"{trial_folder(folder.run_id, best.name)}/checkpoints"
-    checkpoint = Checkpoints(folder.root, prefix).latest()
+    checkpoint = Kept(folder.root, trial_prefix(folder.run_id, best.name)).best_checkpoint()
     if checkpoint is None:
         raise RunError(f"{best.name} left no good checkpoint to register", "run the sweep again")
     version, alias, why = register(
@@ -291,33 +320,25 @@ def _register(
     return version
 
 
-def _shown_class() -> type:
-    from ray.tune import Callback
+def already_swept(spec: SweepSpec, folder: RunFolder) -> str | None:
+    """What to say instead of sweeping when this run id is done; None: go on.
 
-    return Callback
-
-
-class Shown(_shown_class()):  # type: ignore[misc]
-    """Prints a line when a trial ends, so that a sweep is seen to move."""
-
-    def __init__(self, folder: RunFolder, spec: SweepSpec) -> None:
-        self._folder, self._spec = folder, spec
-        self._ended = 0
-
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._line(trial)
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._line(trial)
-
-    def _line(self, trial: Any) -> None:
-        self._ended += 1
-        last = trial.last_result or {}
-        value = last.get(self._spec.metric)
-        shown = "no report" if value is None else f"{self._spec.metric} {value:.4f}"
-        say(
-            self._folder,
-            f"  {self._ended}/{self._spec.trials}  {_trial_name(trial)} · {shown} · "
-            f"step {last.get('step', 0)}/{last.get('steps', 0)}",
-        )
-        self._folder.update(step=self._ended, steps=self._spec.trials)
+    A sweep that a cap ended goes on when the cap was raised, one that ran all its trials when there
+    are more of them now.
+    """
+    try:
+        record = folder.record()
+    except SundogError:
+        return None
+    _same_search(spec, record, folder.run_id)
+    if record.get("state") != "finished":
+        return None
+    old = record.get("spec") or {}
+    wider = [
+        name for name in ("max_usd", "max_time", "trials")
+        if (getattr(spec, name) or float("inf")) > (old.get(name) or float("inf"))
+    ]  # fmt: skip
+    if wider:
+        return None
+    model = f", registered as {record['model']}" if record.get("model") else ""
+    return f"{folder.run_id} is finished already: best {record.get('best')}{model}"

@@ -1,0 +1,172 @@
+"""What is known of each trial of a sweep: a journal in the run's folder, and its replay.
+
+`sweep.jsonl` is append-only, so a driver that is killed loses nothing but its last moments; the
+next one reads it and goes on. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sundog.errors import FormatTooNew
+from sundog.storage import appended
+from sundog.storage.appended import Appender
+from sundog.storage.runs import RunFolder
+
+FORMAT = 1
+ENDED = ("finished", "stopped", "failed")
+
+
+@dataclass
+class Trial:
+    """One trial. `value` is its best report, `reports` are (number, value); `node_s` are seconds on
+    its node, `node_hours` those as a share of the node; `usd` None: some of them have no price."""
+
+    name: str
+    number: int = 0
+    repeat: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    state: str = "waiting"  # waiting | running | paused | finished | stopped | failed
+    why: str = ""
+    value: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # of the best report
+    reports: list[tuple[int, float]] = field(default_factory=list)
+    step: int = 0
+    steps: int = 0
+    node_s: float = 0.0
+    node_hours: float = 0.0
+    usd: float | None = None
+    submission: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def report(self) -> int:
+        return self.reports[-1][0] if self.reports else 0
+
+    def row(self) -> dict[str, Any]:
+        """For the record, `sweep show` and exports."""
+        return {
+            "trial": self.name, "params": self.params, "value": self.value, "step": self.step,
+            "steps": self.steps, "reports": len(self.reports), "state": self.state,
+            "why": self.why, "metrics": self.metrics, "seconds": round(self.node_s, 3),
+            "node_hours": self.node_hours, "usd": self.usd,
+        }  # fmt: skip
+
+
+class Book:
+    """All trials of a sweep in the order of their first mention."""
+
+    def __init__(self, mode: str = "max") -> None:
+        self.trials: dict[str, Trial] = {}
+        self.mode = mode
+        self.elapsed_s = 0.0
+        self.submissions = 0
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars spent so far; None when nothing of it has a price."""
+        known = [t.usd for t in self.trials.values() if t.usd is not None]
+        return sum(known) if known else None
+
+    @property
+    def node_hours(self) -> float:
+        return sum(t.node_hours for t in self.trials.values())
+
+    def numbers(self) -> int:
+        """Configurations proposed so far."""
+        return max((t.number for t in self.trials.values()), default=-1) + 1
+
+    def apply(self, entry: dict[str, Any]) -> None:
+        """One line of the journal."""
+        kind = entry["what"]
+        if kind == "submitted":
+            if entry["format"] > FORMAT:
+                raise FormatTooNew(
+                    f"the sweep's journal has format {entry['format']}, this Sundog reads {FORMAT}",
+                    "use the Sundog that wrote it",
+                )
+            self.mode = entry["mode"]
+            self.submissions += 1
+        elif kind == "spent":
+            self.elapsed_s = entry["elapsed_s"]
+            for name, spent in entry["trials"].items():
+                trial = self.trials[name]
+                trial.node_s, trial.node_hours, trial.usd = spent
+        elif kind == "trial":
+            self.trials[entry["trial"]] = Trial(
+                entry["trial"], entry["number"], entry["repeat"], entry["params"],
+                submission=self.submissions,
+            )  # fmt: skip
+        elif kind == "report":
+            self._report(self.trials[entry["trial"]], entry)
+        elif kind == "state":
+            trial = self.trials[entry["trial"]]
+            trial.state, trial.why = entry["state"], entry["why"]
+            trial.params = entry.get("params", trial.params)
+
+    def _report(self, trial: Trial, entry: dict[str, Any]) -> None:
+        value = float(entry["value"]) if entry["value"] is not None else math.nan
+        trial.reports.append((entry["report"], value))
+        trial.step, trial.steps = entry["step"], entry["steps"]
+        trial.state, trial.submission = "running", self.submissions
+        sign = 1 if self.mode == "max" else -1
+        if not math.isnan(value) and (trial.value is None or sign * value > sign * trial.value):
+            trial.value, trial.metrics = value, entry["metrics"]
+
+
+class Journal:
+    """Writes a book while keeping it."""
+
+    def __init__(self, folder: RunFolder, mode: str) -> None:
+        self._folder = folder
+        self._file = Appender(folder.root, key(folder))
+        self.book = read(folder)
+        self.write("submitted", format=FORMAT, mode=mode)
+
+    def write(self, what: str, **fields: Any) -> None:
+        entry = {"what": what, **fields}
+        text = json.dumps(_finite(entry))
+        self.book.apply(entry)
+        self._file.append(f"{text}\n".encode())
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def key(folder: RunFolder) -> str:
+    return folder.key("sweep.jsonl")
+
+
+def read(folder: RunFolder) -> Book:
+    """The book of a sweep as its journal tells; empty when there is none."""
+    book = Book()
+    for entry in entries(folder):
+        book.apply(entry)
+    return book
+
+
+def entries(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The journal's lines; one that a crash cut short is skipped."""
+    for line in appended.lines(folder.root, key(folder)):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN; the others keep the same shape.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

@@ -1,0 +1,315 @@
+"""The driver's side of a sweep while it runs: hands out trials, keeps the book, ends it in time.
+
+Between the searcher (which configurations), the scheduler (which go on) and the purse (what may be
+spent). Trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from sundog import telemetry
+from sundog.clock import WALL, Clock
+from sundog.rayapi.tune_feed import Wanted
+from sundog.runs.driver import say
+from sundog.runs.sweep_book import Journal, Trial
+from sundog.runs.sweep_purse import Purse, Rates, charge, forecast
+from sundog.runs.sweep_schedule import Watched
+from sundog.runs.sweep_search import Search
+from sundog.spec.sweep import SweepSpec
+from sundog.storage.runs import RunFolder
+
+_TICK_S = 0.5  # how often time becomes money
+_WRITE_S = 2.0  # how often that is written down: what a killed driver forgets at most
+_SHOW_S = 5.0
+
+
+class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
+    """Everything that Tune asks of us, but for the scheduler's decisions."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        folder: RunFolder,
+        journal: Journal,
+        search: Search,
+        rates: Rates,
+        nodes: Callable[[], dict[str, dict[str, float]]],
+        clock: Clock = WALL,
+    ) -> None:
+        self._spec, self._folder, self._journal, self._search = spec, folder, journal, search
+        self.book, self._clock = journal.book, clock
+        self._rates, self._nodes = rates, nodes
+        self.purse = Purse(spec, self.book)
+        self.watched: Watched | None = None
+        self.ending: str | None = None  # why no trial goes on
+        self.closing: str | None = None  # why no trial begins
+        self.fatal: tuple[str, str] | None = None
+        self._rows: dict[str, tuple[float, float | None]] = {}  # node -> (share, $/h)
+        self._where: dict[str, str] = {}
+        self._waiting = [t for t in self.book.trials.values() if not t.ended]
+        # A driver may have died between the repeats of one configuration.
+        self._fresh = [
+            t
+            for n, params in {t.number: t.params for t in self.book.trials.values()}.items()
+            for t in self._group(n, params)
+        ]
+        self._number = self.book.numbers()
+        self._live: set[str] = set()
+        self._last_s = self._written_s = self._shown_s = clock.monotonic_s()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles what it is given, to restore it: we restore from our journal
+
+    @property
+    def total(self) -> int:
+        return self._search.total * self._spec.repeats
+
+    # --- which trial is next ----------------------------------------------------------------------
+
+    def following(self) -> Wanted | None:
+        """The next trial for Tune: those of earlier submissions first, then fresh ones."""
+        assert self.watched is not None
+        if self.ending or self.over():
+            return None
+        paused = next((t for t in self._waiting if t.state == "paused"), None)
+        if paused is not None and self._spec.scheduler.halving:
+            self._waiting.remove(paused)
+            return self._hand(paused, paused=True)
+        if not self.watched.room:
+            return None
+        if self._waiting:
+            return self._hand(self._waiting.pop(0))
+        if self.watched.holds_fresh():
+            return None
+        self.closing = self.purse.too_small()
+        if self.closing:
+            return None
+        return self._hand(self._begin())
+
+    def _begin(self) -> Trial:
+        if not self._fresh:
+            self._fresh = self._group(self._number, self._search.propose(self._number))
+            self._number += 1
+        return self._fresh.pop(0)
+
+    def _group(self, number: int, params: dict[str, Any]) -> list[Trial]:
+        """The trials of a configuration, one a repeat; those that are known already are left out."""
+        out = []
+        for repeat in range(self._spec.repeats):
+            name = f"trial-{number:03d}" + (f"-{repeat}" if repeat else "")
+            if name not in self.book.trials:
+                self._journal.write(
+                    "trial", trial=name, number=number, repeat=repeat, params=params
+                )
+                out.append(self.book.trials[name])
+        return out
+
+    def _hand(self, trial: Trial, paused: bool = False) -> Wanted:
+        self._live.add(trial.name)
+        self._journal.write(
+            "state", trial=trial.name, state="paused" if paused else "running", why=""
+        )
+        return Wanted(trial.name, trial.params, paused)
+
+    def over(self) -> bool:
+        """Whether nothing more will be handed out."""
+        if self.ending or self.closing:
+            return True
+        return not self._waiting and not self._fresh and self._number >= self._search.total
+
+    # --- what trials say --------------------------------------------------------------------------
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        known = self.book.trials[trial.trial_id]
+        if result.get("node"):
+            self._where[known.name] = result["node"]
+        if "fault" in result:
+            if result["fatal"]:
+                self.fatal = (result["fault"], result["fix"])
+                self.ending = result["fault"]
+            self._end(known, "failed", result["fault"])
+            return
+        if trial.config != known.params:
+            self._journal.write(
+                "state", trial=known.name, state="running", why="took over from a better one",
+                params=dict(trial.config),
+            )  # fmt: skip
+        if "report" not in result:
+            return
+        if result["report"] <= known.report and not self._spec.scheduler.pbt:
+            return  # said again after an older checkpoint
+        self._tick()
+        metrics = {k: float(v) for k, v in result["measured"].items()}
+        self._journal.write(
+            "report", trial=known.name, report=result["report"], value=metrics[self._spec.metric],
+            step=result["step"], steps=result["steps"], metrics=metrics,
+            spent=[self.book.usd, self.book.node_hours],
+        )  # fmt: skip
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        known = self.book.trials[trial.trial_id]
+        if known.ended or self.ending:
+            return
+        assert self.watched is not None
+        by_itself = trial.status == "RUNNING" and known.name not in self.watched.stopped
+        if by_itself or (known.step >= known.steps > 0):
+            if known.reports:
+                self._end(known, "finished", "all its steps")
+            else:
+                self._end(known, "failed", f"it ended without a report of {self._spec.metric}")
+        else:
+            self._end(known, "stopped", self.watched.reason(known.name))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        known = self.book.trials[trial.trial_id]
+        if not known.ended:
+            self._end(known, "failed", lost(trial))
+
+    def _end(self, trial: Trial, state: str, why: str) -> None:
+        self._tick()
+        self._live.discard(trial.name)
+        self._journal.write("state", trial=trial.name, state=state, why=why)
+        self._write_spent([trial])
+        self._tell_search(trial)
+        self._folder.event(telemetry.TRIAL_FINISHED, **trial.row())
+        self._show(trial)
+
+    def _tell_search(self, trial: Trial) -> None:
+        group = [t for t in self.book.trials.values() if t.number == trial.number]
+        if any(not t.ended for t in group):
+            return
+        shown = [self.objectives(t) for t in group]
+        good = [o for o in shown if o is not None]
+        mean = [math.fsum(column) / len(good) for column in zip(*good, strict=True)]
+        cut = trial.state == "stopped"
+        self._search.ended(trial.number, mean or None, trial.report, cut)
+
+    def objectives(self, trial: Trial) -> list[float] | None:
+        return objectives(trial, self._spec)
+
+    # --- time and money ---------------------------------------------------------------------------
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s - self._last_s >= _TICK_S:
+            self._tick()
+            self._note_pauses()
+        if now_s - self._written_s >= _WRITE_S:
+            self._write_spent([self.book.trials[n] for n in self._live])
+        if now_s - self._shown_s >= _SHOW_S:
+            self._shown_s = now_s
+            self._record()
+
+    def _tick(self) -> None:
+        """Charge every running trial for the time since the last look."""
+        now_s = self._clock.monotonic_s()
+        passed, self._last_s = now_s - self._last_s, now_s
+        self.book.elapsed_s += passed
+        for name, status in (self.watched.statuses() if self.watched else {}).items():
+            if status == "RUNNING" and name in self._live:
+                share, usd_hour = self._rate(self._where.get(name))
+                charge(self.book.trials[name], passed, share, usd_hour)
+        self.ending = self.ending or self.purse.empty()
+
+    def _rate(self, node: str | None) -> tuple[float, float | None]:
+        """(share, $/h) of a node; of the dearest one until a trial has said where it runs."""
+        if node is None or node not in self._rows:
+            self._rows = {
+                n: (self._rates.share(have), self._rates.usd_hour(n))
+                for n, have in self._nodes().items()
+            }
+        if node in self._rows:
+            return self._rows[node]
+        priced = list(self._rows.values()) or [(1.0, None)]
+        return max(priced, key=lambda r: r[0] * (r[1] or math.inf))
+
+    def _note_pauses(self) -> None:
+        for name, status in (self.watched.statuses() if self.watched else {}).items():
+            trial = self.book.trials[name]
+            state = {"PAUSED": "paused", "RUNNING": "running"}.get(status)
+            if state and name in self._live and state != trial.state:
+                why = self._waits(name) if state == "paused" else ""
+                self._journal.write("state", trial=name, state=state, why=why)
+
+    def _waits(self, name: str) -> str:
+        reasons = getattr(self.watched.inner, "reasons", {}) if self.watched else {}
+        return str(reasons.get(name, "waits for others"))
+
+    def _write_spent(self, trials: list[Trial]) -> None:
+        self._written_s = self._clock.monotonic_s()
+        self._journal.write(
+            "spent", elapsed_s=self.book.elapsed_s,
+            trials={t.name: [t.node_s, t.node_hours, t.usd] for t in trials},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Write down what is left to say; trials that were cut short wait for the next submission."""
+        self._tick()
+        self._write_spent([self.book.trials[n] for n in self._live])
+        for name in sorted(self._live):
+            trial = self.book.trials[name]
+            if trial.state == "running":
+                why = self.ending or self.closing or ""
+                self._journal.write("state", trial=name, state="waiting", why=why)
+        self._journal.flush()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.ending is not None
+
+    # --- what people see --------------------------------------------------------------------------
+
+    def _show(self, trial: Trial) -> None:
+        ended = sum(t.ended for t in self.book.trials.values())
+        value = f"no {self._spec.metric}" if trial.value is None else (
+            f"{self._spec.metric} {trial.value:.4f}"
+        )  # fmt: skip
+        line = f"  {ended}/{self.total}  {trial.name} · {value} · step {trial.step}/{trial.steps}"
+        if trial.state == "failed":
+            line += f" · failed: {trial.why}"
+        say(self._folder, f"{line} · {money(self.book.usd, self.book.node_hours)} so far")
+        self._record()
+
+    def _record(self) -> None:
+        ended = sum(t.ended for t in self.book.trials.values())
+        ahead = forecast(self.book, self.total)
+        self._folder.update(
+            step=ended, steps=self.total, usd=self.book.usd, node_hours=self.book.node_hours,
+            forecast_usd=ahead.usd, forecast_node_hours=ahead.node_hours,
+        )  # fmt: skip
+
+
+def objectives(trial: Trial, spec: SweepSpec) -> list[float] | None:
+    """Its best report in the order of the spec's objectives; usd and seconds are what it cost."""
+    if trial.value is None:
+        return None
+    measured = {**trial.metrics, "seconds": trial.node_s, "usd": trial.usd}
+    row = [trial.metrics.get(spec.metric, trial.value), *(measured.get(n) for n in spec.also)]
+    return None if any(v is None for v in row) else [float(v) for v in row if v is not None]
+
+
+def money(usd: float | None, node_hours: float) -> str:
+    """`$0.0031` or, without prices, `0.004 node-hours`."""
+    return f"{node_hours:.4f} node-hours" if usd is None else f"${usd:.4f}"
+
+
+def lost(trial: Any) -> str:
+    """Why Tune gave a trial up, in one line."""
+    error = trial.get_error() if hasattr(trial, "get_error") else None
+    cause: Any = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause or "its process was lost").strip().splitlines() if line]
+    for line in reversed(lines):
+        if "Error" in line and ":" in line:
+            return line.split("errors.")[-1].strip()
+    return lines[-1].strip()

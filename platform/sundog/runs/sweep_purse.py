@@ -1,0 +1,134 @@
+"""What trials cost and when a sweep has to end: node-seconds, prices, caps and the forecast.
+
+Prices come from the nodes' own records in the storage root, else from the spec; there is no guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sundog.clock import WALL, Clock
+from sundog.errors import NotFound, SpecError
+from sundog.market.prices import price_at
+from sundog.runs.sweep_book import Book, Trial
+from sundog.spec.sweep import SweepSpec
+from sundog.storage.root import Root
+
+_REREAD_S = 60.0  # a node's price may change; its record is read again after so long
+
+
+class Rates:
+    """Dollars an hour of a node, and the share of it that one trial takes."""
+
+    def __init__(
+        self, root: Root, need: Mapping[str, float], fallback: float | None, clock: Clock = WALL
+    ) -> None:
+        self._root, self._need, self._fallback, self._clock = root, need, fallback, clock
+        self._records: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def usd_hour(self, node_id: str) -> float | None:
+        """The whole node's price now, the spec's `usd_node_hour` where it has none, else None."""
+        price = price_at(self._record(node_id), self._clock.now_s())
+        return self._fallback if price is None else price
+
+    def share(self, node: Mapping[str, float]) -> float:
+        """The largest share that a trial takes of any one resource of a node, at most 1."""
+        shares = [each / node[name] for name, each in self._need.items() if node.get(name, 0) > 0]
+        return min(1.0, max(shares, default=1.0))
+
+    def _record(self, node_id: str) -> dict[str, Any]:
+        read_s, record = self._records.get(node_id, (float("-inf"), {}))
+        if self._clock.monotonic_s() - read_s > _REREAD_S:
+            try:
+                record = json.loads(self._root.read(f"nodes/{node_id}.json"))
+            except (NotFound, ValueError):
+                record = {}
+            self._records[node_id] = (self._clock.monotonic_s(), record)
+        return record
+
+
+def charge(trial: Trial, seconds: float, share: float, usd_hour: float | None) -> None:
+    """Add `seconds` on a node to what a trial cost. Once a part has no price, the whole has none."""
+    priceless = trial.usd is None and trial.node_s > 0
+    trial.node_s += seconds
+    trial.node_hours += seconds / 3600 * share
+    if usd_hour is None or priceless:
+        trial.usd = None
+    else:
+        trial.usd = (trial.usd or 0.0) + seconds / 3600 * share * usd_hour
+
+
+def require_prices(spec: SweepSpec, unpriced: Iterable[str]) -> None:
+    """SpecError when a budget in dollars cannot be kept, because nodes have no price."""
+    nodes = list(unpriced)
+    if spec.max_usd is not None and nodes:
+        raise SpecError(
+            f"max_usd: {len(nodes)} of this cluster's nodes have no price, so nobody can say what "
+            "a trial costs",
+            "say what an hour of such a node is worth to you: usd_node_hour: $0.10/h",
+        )
+    if spec.max_usd == 0:
+        raise SpecError("max_usd: $0 buys no trial", "give a budget, or none")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`usd` and `node_hours` at the end, if trials go on as they did; None: nothing to go by yet."""
+
+    usd: float | None
+    node_hours: float | None
+
+
+def forecast(book: Book, total: int) -> Forecast:
+    """What the whole sweep of `total` trials will have cost, by the mean of those that ended."""
+    ended = [t for t in book.trials.values() if t.ended]
+    if not ended:
+        return Forecast(None, None)
+    begun = [t for t in book.trials.values() if not t.ended]
+    left = max(0, total - len(ended) - len(begun))
+    hours = sum(t.node_hours for t in ended) / len(ended)
+    node_hours = sum(t.node_hours for t in ended) + left * hours
+    node_hours += sum(max(t.node_hours, hours) for t in begun)
+    if book.usd is None or any(t.usd is None for t in ended):
+        return Forecast(None, node_hours)
+    usd = sum(t.usd or 0.0 for t in ended) / len(ended)
+    whole = sum(t.usd or 0.0 for t in ended) + left * usd
+    return Forecast(whole + sum(max(t.usd or 0.0, usd) for t in begun), node_hours)
+
+
+class Purse:
+    """The caps of a sweep against what its book says."""
+
+    def __init__(self, spec: SweepSpec, book: Book) -> None:
+        self._spec, self._book = spec, book
+
+    def empty(self) -> str | None:
+        """Why the sweep has to end now, or None."""
+        usd, spec = self._book.usd or 0.0, self._spec
+        if spec.max_usd is not None and usd >= spec.max_usd:
+            return f"the budget of ${spec.max_usd:g} is spent"
+        if spec.max_time is not None and self._book.elapsed_s >= spec.max_time:
+            return f"its time of {spec.max_time:g} s is over"
+        failed = [t for t in self._book.trials.values() if t.state == "failed"]
+        if len(failed) >= spec.max_failed:
+            return f"{len(failed)} trials failed"
+        return None
+
+    def too_small(self) -> str | None:
+        """Why a fresh trial is not begun, or None: what is left must pay for its first report."""
+        first = self.first_report_usd()
+        if self._spec.max_usd is None or first is None:
+            return None
+        left = self._spec.max_usd - (self._book.usd or 0.0)
+        if left >= first:
+            return None
+        return f"${max(left, 0):.2g} of the budget are left; a first report costs ${first:.2g}"
+
+    def first_report_usd(self) -> float | None:
+        """What trials paid for one report, in the mean; None when none reported or has a price."""
+        told = [t for t in self._book.trials.values() if t.reports and t.usd is not None]
+        reports = sum(len(t.reports) for t in told)
+        return sum(t.usd or 0.0 for t in told) / reports if reports else None

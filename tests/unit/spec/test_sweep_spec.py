@@ -1,0 +1,51 @@
+"""A contradictory sweep is refused with what to write instead."""
+
+import pytest
+from pydantic import ValidationError
+
+from sundog.spec.sweep import SweepSpec
+
+BASE = {
+    "sweep": "s", "run": {"run": "r", "recipe": "a:B", "steps": 10}, "metric": "accuracy",
+    "space": {"o": {"choice": ["sgd", "adam"]}, "lr": {"log": [0.001, 0.1]}},
+}  # fmt: skip
+
+
+def test_a_bare_name_is_all_defaults_and_survives_the_record():
+    spec = SweepSpec.model_validate({**BASE, "scheduler": "asha", "searcher": "optuna"})
+    assert spec.scheduler.name == "asha"
+    assert spec.scheduler.asha
+    assert spec.scheduler.asha.eta == 3
+    assert SweepSpec.model_validate(spec.model_dump(mode="json")) == spec
+    assert SweepSpec.model_validate(BASE).scheduler.fifo is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"scheduler": "ashaa"}, "did you mean 'asha'"),
+        ({"scheduler": {"asha": {}, "median": {}}}, "exactly one"),
+        ({"space": {}}, "at least 1"),
+        ({"space": {"lr": {"log": [0.1, 0.001]}}}, "is empty"),
+        ({"space": {"lr": {"log": [0, 1]}}}, "above 0"),
+        ({"searcher": "grid"}, "a grid needs choices"),
+        ({"space": {"m": {"uniform": [0, 1], "when": {"o": "sgd"}}}}, "no parameter above"),
+        (
+            {"space": {**BASE["space"], "m": {"uniform": [0, 1], "when": {"o": "rms"}}}},
+            "never 'rms'",
+        ),
+        (
+            {"space": {**BASE["space"], "m": {"uniform": [0, 1], "when": {"lr": 0.1}}}},
+            "no choice",
+        ),
+        ({"also": {"accuracy": "min"}}, "already"),
+        ({"metric": "usd"}, "only stand in also"),
+        ({"warm_start": ["s-1"]}, "only searcher: optuna"),
+        ({"repeats": 2, "scheduler": "asha"}, "to its end"),
+        ({"scheduler": {"pbt": {"mutate": ["nix"]}}}, "no parameter of the space"),
+        ({"scheduler": {"pbt": {"mutate": ["lr"]}}, "searcher": "optuna"}, "starts at random"),
+    ],
+)
+def test_contradictions(change, says):
+    with pytest.raises(ValidationError, match=says):
+        SweepSpec.model_validate({**BASE, **change})
