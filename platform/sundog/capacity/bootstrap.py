@@ -14,10 +14,16 @@ def bootstrap(cluster_config: dict[str, Any]) -> dict[str, Any]:
     """The resolved cluster file that goes to the head."""
     from ray.autoscaler._private.providers import _get_node_provider_cls
 
-    from sundog.clouds.aws_network import ensure_security_group
-
     config = copy.deepcopy(cluster_config)
     ours = config["provider"]["sundog"]
+    if ours.get("cloud", "aws") != "aws":
+        # Ray's bootstrap makes the rest (keys, network, roles), and reads only its own fields.
+        config["provider"]["type"] = ours["cloud"]
+        resolved = dict(_get_node_provider_cls({"type": ours["cloud"]}).bootstrap_config(config))
+        resolved["provider"]["type"] = "external"
+        return resolved
+    from sundog.clouds.aws_network import ensure_security_group
+
     types = config["available_node_types"]
     if any("SecurityGroupIds" not in t["node_config"] for t in types.values()):
         head = types[config["head_node_type"]]["node_config"]

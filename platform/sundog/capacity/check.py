@@ -104,13 +104,16 @@ def check(
 def _zones(source: Source, cloud: str, book: PriceBook) -> list[str]:
     spec = source.spec
     if spec.cloud.gcp:
-        if not spec.cloud.gcp.zone.startswith(spec.cloud.gcp.region + "-"):
-            raise source.fault(
-                ("cloud", "gcp", "zone"),
-                f"{spec.cloud.gcp.zone!r} is not a zone of {spec.cloud.gcp.region}",
-                f"such as {spec.cloud.gcp.region}-a",
-            )
-        return [spec.cloud.gcp.zone]
+        zones = [spec.cloud.gcp.zone, *spec.cloud.gcp.more_zones]
+        for zone in zones:
+            if not zone.startswith(spec.cloud.gcp.region + "-"):
+                at = "zone" if zone == spec.cloud.gcp.zone else "more_zones"
+                raise source.fault(
+                    ("cloud", "gcp", at),
+                    f"{zone!r} is not a zone of {spec.cloud.gcp.region}",
+                    f"such as {spec.cloud.gcp.region}-a",
+                )
+        return list(dict.fromkeys(zones))
     if spec.cloud.aws is None:
         return [""]
     region, given = spec.cloud.aws.region, spec.cloud.aws.zones

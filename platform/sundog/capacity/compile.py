@@ -46,7 +46,7 @@ def compile_cluster(
     elif cloud == "kuberay":
         documents = compile_kuberay.compile_kuberay(bought)
     else:
-        documents = [compile_stock.COMPILERS[cloud](bought)]
+        documents = [compile_stock.COMPILERS[cloud](bought, plain)]
     header = _header(bought, name or str(path), plain, warnings)
     body = "---\n".join(
         yaml.dump(d, sort_keys=False, width=240, Dumper=_Dumper, default_flow_style=False)
@@ -74,7 +74,7 @@ def _warnings(bought: Bought, plain: bool) -> list[str]:
         out.append("validated, never run: no account was at hand to run it on")
     elif spec.cloud.name == "kuberay":
         out.append("validated, never run: one worker group per rung, and no fallback between them")
-    if plain or spec.cloud.name in ("gcp", "azure"):
+    if plain and spec.cloud.name in ("aws", "gcp", "azure"):
         out.append("Ray's own provider: a refused spot request is repeated, never sent elsewhere")
         if spec.budget is not None:
             out.append("the budget is checked by `plan` only; nothing enforces it here")

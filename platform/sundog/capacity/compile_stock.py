@@ -1,6 +1,7 @@
-"""GCP, Azure and on-prem: `ray up` files for Ray's own providers.
+"""GCP, Azure and on-prem: `ray up` files over Ray's own providers.
 
-One node type a pool and market; Ray's `priority` prefers spot, and nothing falls back between them.
+With our provider around Ray's, a node type a pool, which falls back down its ladder. `plain` leaves
+it out: a node type a pool and market, Ray's `priority` prefers spot, and nothing falls back.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sundog.capacity.check import Bought
+from sundog.capacity.compile_aws import MODULE
 from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_type
+from sundog.capacity.state import plans_to_dict
 from sundog.market.shapes import Shape
 from sundog.spec.cluster import AzureCloud, Disk, GcpCloud, Pool
 
@@ -22,12 +25,20 @@ PRIORITY = {"spot": 20, "on-demand": 10}
 
 
 def _types(
-    bought: Bought, config: Callable[[Shape, Disk, str, str], dict[str, Any]]
+    bought: Bought, config: Callable[[Shape, Disk, str, str], dict[str, Any]], plain: bool
 ) -> dict[str, Any]:
-    """A node type for each pool and market, of the cheapest shape that market has."""
+    """A node type for each pool; where plain, one for each market, of its cheapest shape."""
     spec, types = bought.spec, {}
     for name, pool in spec.pools.items():
         plan = bought.pools[name]
+        if not plain:
+            # The provider puts each offer's own shape, market and zone over this.
+            shapes = bought.shapes[name]
+            first = next(s for s in shapes if s.name == plan.offers[0].shape)
+            types[name] = worker_type(
+                spec, name, pool, shapes, config(first, pool.disk, "on-demand", name)
+            )
+            continue
         for market in dict.fromkeys(o.market for o in plan.offers):
             best = next(o for o in plan.offers if o.market == market)
             shape = next(s for s in bought.shapes[name] if s.name == best.shape)
@@ -48,7 +59,23 @@ def _least(pool: Pool, market: str) -> int:
     return pool.nodes.low - floor if market == "spot" else floor
 
 
-def compile_gcp(bought: Bought) -> dict[str, Any]:
+def _elastic(bought: Bought, provider: dict[str, Any], zones: list[str]) -> dict[str, Any]:
+    """The provider section with ours around Ray's."""
+    out = {"type": "external", "module": MODULE} | {
+        k: v for k, v in provider.items() if k != "type"
+    }
+    out["sundog"] = {
+        "cloud": provider["type"],
+        "zones": zones,
+        "budget_usd_hour": bought.spec.budget,
+        "head_usd_hour": bought.head_usd_hour,
+        "root": bought.spec.root,
+        **plans_to_dict(bought.pools),
+    }
+    return out
+
+
+def compile_gcp(bought: Bought, plain: bool) -> dict[str, Any]:
     spec = bought.spec
     cloud, head = spec.cloud.gcp, bought.head
     assert cloud is not None
@@ -58,15 +85,20 @@ def compile_gcp(bought: Bought) -> dict[str, Any]:
         return _gcp_node(bought, cloud, shape, disk, market, pool)
 
     types = {"head": head_type(spec, node(head, spec.head.disk, "on-demand", "head"))}
-    types |= _types(bought, node)
+    types |= _types(bought, node, plain)
     provider = {
         "type": "gcp", "region": cloud.region, "availability_zone": cloud.zone,
         "project_id": cloud.project, "cache_stopped_nodes": False,
         "use_internal_ips": spec.network.internal,
     }  # fmt: skip
+    if not plain:
+        provider = _elastic(bought, provider, [cloud.zone, *cloud.more_zones])
     user = spec.image.user if spec.image else "ubuntu"
     extra = ["pip install 'google-api-python-client>=2'"]
-    return frame(bought, provider, types, ssh_auth(spec, user), cloud="gcp", head_extra=extra)
+    return frame(
+        bought, provider, types, ssh_auth(spec, user), cloud="gcp", elastic=not plain,
+        head_extra=extra,
+    )  # fmt: skip
 
 
 def _gcp_node(
@@ -112,7 +144,7 @@ def _gcp_label(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in text.lower())[:63]
 
 
-def compile_azure(bought: Bought) -> dict[str, Any]:
+def compile_azure(bought: Bought, plain: bool) -> dict[str, Any]:
     spec = bought.spec
     cloud, head = spec.cloud.azure, bought.head
     assert cloud is not None
@@ -122,19 +154,24 @@ def compile_azure(bought: Bought) -> dict[str, Any]:
         return _azure_node(bought, cloud, shape, market, pool)
 
     types = {"head": head_type(spec, node(head, spec.head.disk, "on-demand", "head"))}
-    types |= _types(bought, node)
+    types |= _types(bought, node, plain)
     provider = {
         "type": "azure", "location": cloud.location, "resource_group": cloud.resource_group,
         "subscription_id": cloud.subscription, "availability_zone": cloud.zone,
         "cache_stopped_nodes": False, "use_internal_ips": spec.network.internal,
         "tags": {"sundog-cluster": spec.cluster, **cloud.tags},
     }  # fmt: skip
+    if not plain:
+        provider = _elastic(bought, provider, [""])
     user = spec.image.user if spec.image else "ubuntu"
     extra = [
         "pip install azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource "
         "azure-common msrestazure"
     ]
-    return frame(bought, provider, types, ssh_auth(spec, user), cloud="azure", head_extra=extra)
+    return frame(
+        bought, provider, types, ssh_auth(spec, user), cloud="azure", elastic=not plain,
+        head_extra=extra,
+    )  # fmt: skip
 
 
 def _azure_node(
@@ -155,7 +192,7 @@ def _azure_node(
     return {"azure_arm_parameters": arm}
 
 
-def compile_onprem(bought: Bought) -> dict[str, Any]:
+def compile_onprem(bought: Bought, plain: bool) -> dict[str, Any]:
     """Machines that exist: no market, no price, and Ray detects what each has."""
     spec = bought.spec
     hosts = [h for p in spec.pools.values() for h in p.hosts]
@@ -171,6 +208,6 @@ def compile_onprem(bought: Bought) -> dict[str, Any]:
     return document
 
 
-COMPILERS: dict[str, Callable[[Bought], dict[str, Any]]] = {
+COMPILERS: dict[str, Callable[[Bought, bool], dict[str, Any]]] = {
     "gcp": compile_gcp, "azure": compile_azure, "onprem": compile_onprem
 }  # fmt: skip

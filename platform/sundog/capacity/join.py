@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.commands import DASHBOARD_PORT, TOKEN
 from sundog.capacity.launching import POOL_TAG
-from sundog.capacity.provider import make_cloud
 from sundog.capacity.status import read_compiled
 from sundog.clouds.aws_access import push_key
 from sundog.clouds.base import Cloud, Machine
@@ -56,8 +56,13 @@ def join(
 ) -> Joined:  # fmt: skip
     """Join the cluster of a compiled file. ClusterError where its head is not there or not reached."""
     config = read_compiled(compiled)
+    if config["provider"]["sundog"]["cloud"] != "aws":
+        raise ClusterError(
+            f"{config['cluster_name']} is not on AWS, and joining is written for AWS alone",
+            "gcloud compute ssh or az ssh vm reach the head; its token is ~/.ray/auth_token there",
+        )
     name, region = config["cluster_name"], config["provider"]["region"]
-    head = _head((cloud or make_cloud(config["provider"])).machines(name), name)
+    head = _head((cloud or make_cloud(config["provider"], name)).machines(name), name)
     user = str(config["auth"]["ssh_user"])
     folder = (home or Path.home()) / ".sundog" / "clusters" / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

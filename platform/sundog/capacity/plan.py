@@ -85,7 +85,7 @@ def plan_cluster(
     pools = [
         PoolTable(
             n, str(spec.pools[n].nodes), [_rung(i, o, bought, clock) for i, o in enumerate(p.offers, 1)],
-            fallback=spec.cloud.name == "aws",
+            fallback=spec.cloud.name in ("aws", "gcp", "azure"),
         )
         for n, p in bought.pools.items()
     ]  # fmt: skip
@@ -169,8 +169,6 @@ def _refused(bought: Bought, high: float | None) -> list[str]:
         blind = sum(o.ceiling_usd_hour is None for o in plan.offers)
         if blind and spec.budget is not None:
             out.append(f"pool {name}: {blind} offers without any price are refused under a budget")
-    if spec.cloud.name in ("gcp", "azure"):
-        out.append("refused spot requests are repeated by Ray's own provider, never sent elsewhere")
     if spec.cloud.name == "kuberay":
         out.append("a worker group that finds no node waits for ever: nothing falls back here")
     return out

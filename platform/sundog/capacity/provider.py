@@ -16,6 +16,7 @@ from typing import Any
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
 
+from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.launching import Buyer, NothingToBuy, Request
 from sundog.capacity.standins import Drains, StandIns, ray_of_this_process
 from sundog.capacity.state import PoolPlan, plans_from_dict
@@ -56,7 +57,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
         self._efa = frozenset(ours.get("efa") or ())
         self._clock = clock
         self._buyer = Buyer(
-            cloud or make_cloud(provider_config), cluster_name,
+            cloud or make_cloud(provider_config, cluster_name), cluster_name,
             ledger or make_ledger(ours, cluster_name),
             budget_usd_hour=ours.get("budget_usd_hour"), head_usd_hour=ours.get("head_usd_hour"),
             clock=clock,
@@ -150,10 +151,11 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
 
     def _head_plan(self, name: str, config: dict[str, Any]) -> PoolPlan:
         """The head: its one shape, on-demand, in whichever of the cluster's zones has it."""
-        region, price = self.provider_config["region"], self._buyer.head_usd_hour
+        ours, price = self.provider_config, self._buyer.head_usd_hour
+        region, cloud = ours.get("region") or ours.get("location", ""), ours["sundog"]["cloud"]
+        shape = head_shape(config)
         offers = tuple(
-            Offer("aws", "on-demand", region, zone, config["InstanceType"], "head", price or 0.0,
-                  price, price or 0.0)
+            Offer(cloud, "on-demand", region, zone, shape, "head", price or 0.0, price, price or 0.0)
             for zone in self._buyer.cloud.zones(config)
         )  # fmt: skip
         return PoolPlan("head" if name in ("", "head") else name, offers)
@@ -224,16 +226,10 @@ def from_cloud_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {RAY_NAME if k == NAME_TAG else k: v for k, v in tags.items()}
 
 
-def make_cloud(provider_config: Mapping[str, Any]) -> Cloud:
-    """The cloud that a cluster file names."""
-    ours = provider_config["sundog"]
-    if ours.get("cloud") != "aws":
-        raise ClusterError(
-            f"no elastic provider for {ours.get('cloud')!r}", "compile with --plain instead"
-        )
-    from sundog.clouds.aws import AwsCloud
-
-    return AwsCloud(provider_config["region"], ours.get("endpoint"))
+def head_shape(config: Mapping[str, Any]) -> str:
+    """The machine's shape in a node configuration of any of the three clouds."""
+    azure = config.get("azure_arm_parameters") or {}
+    return str(config.get("InstanceType") or config.get("machineType") or azure.get("vmSize") or "")
 
 
 def make_ledger(ours: Mapping[str, Any], cluster: str) -> Ledger:

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.launching import node_of, price_of
-from sundog.capacity.provider import make_cloud
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud
 from sundog.errors import ClusterError
@@ -94,7 +94,7 @@ def cluster_status(
     """
     config = read_compiled(compiled)
     ours, name = config["provider"]["sundog"], config["cluster_name"]
-    machines = (cloud or make_cloud(config["provider"])).machines(name)
+    machines = (cloud or make_cloud(config["provider"], name)).machines(name)
     now_s, said = clock.now_s(), report or {}
     used, ray = said.get("used") or {}, said.get("ray") or {}
     lines = []

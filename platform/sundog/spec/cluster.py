@@ -154,6 +154,7 @@ class GcpCloud(Spec):
     project: str
     region: str = Field(examples=["us-central1"])
     zone: str = Field(examples=["us-central1-a"])
+    more_zones: tuple[str, ...] = Field((), description="zones to fall back to when it has nothing")
     tags: dict[str, str] = Field(default_factory=dict)
     service_account: str | None = None
 
