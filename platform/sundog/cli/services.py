@@ -38,11 +38,18 @@ def deploy(
     # Look at the file first: a typo needs no cluster to be found.
     serve_files.read_file(file)
     names = serve_files.deploy_file(file, cluster().dashboard)
+    said = [
+        f"{spec.service}: {note}"
+        for spec in serve_files.read_services(file)
+        for note in serve_files.notes(spec)
+    ]
+    for note in said:
+        out.say(note)
     for name in names:
         if wait:
             wait_until_ready(name, wait)
         out.say(f"{name}: {gateway()}/v2/models/{name}/infer")
-    out.data({"deployed": names, "gateway": gateway()})
+    out.data({"deployed": names, "gateway": gateway(), "notes": said})
 
 
 def undeploy(

@@ -64,6 +64,8 @@ class Scaler:
         self._states: dict[tuple[str, str], State] = {}
         self._written_s: dict[tuple[str, str], float] = {}
         self._looked_s: dict[tuple[str, str], float] = {}
+        self._begun_s: dict[tuple[str, str], float] = {}
+        self._started: dict[tuple[str, str], float] = {}
         for key, document in store.scaling().items():
             try:
                 self._states[key] = from_json(document)
@@ -78,7 +80,12 @@ class Scaler:
         measured: Mapping[str, Any] | None = None,
     ) -> dict[str, int]:
         """Replicas by version. A version that takes traffic over has room for it beforehand."""
-        profile = profile_of(spec, measured)
+        self._time_starts(spec.service, apps)
+        seen = [self.startup_s(spec.service, version) for version in apps]
+        known = {"startup_s": max((s for s in seen if s), default=STARTUP_S)}
+        profile = profile_of(
+            spec, known | {k: v for k, v in (measured or {}).items() if v is not None}
+        )
         fixed = profile.min_replicas == profile.max_replicas
         counts = {
             version: profile.min_replicas if fixed else self._one(spec, version, app, profile)
@@ -90,6 +97,20 @@ class Scaler:
             if version in counts:
                 counts[version] = max(counts[version], math.ceil(most * weight - 1e-9))
         return counts
+
+    def _time_starts(self, service: str, apps: Mapping[str, App]) -> None:
+        """How long a version took from its first sight without a replica to its first replica."""
+        now_s = self._clock.monotonic_s()
+        for version, app in apps.items():
+            key = (service, version)
+            if not app.replica_ids:
+                self._begun_s.setdefault(key, now_s)
+            elif key in self._begun_s:
+                self._started[key] = now_s - self._begun_s.pop(key)
+
+    def startup_s(self, service: str, version: str | None) -> float | None:
+        """The last start-up time that was seen; None where control came later than the version."""
+        return self._started.get((service, version or ""))
 
     def prepare(self, counts: dict[str, int], version: str, weight: float) -> dict[str, int]:
         """With room on `version` for a share that it is about to get."""

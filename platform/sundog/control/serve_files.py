@@ -53,6 +53,28 @@ def read_services(path: str | Path) -> list[ServiceSpec]:
     ]
 
 
+def notes(spec: ServiceSpec) -> list[str]:
+    """What of a spec has no effect, or another one than somebody may expect."""
+    said = []
+    low, high = spec.replicas.low, spec.replicas.high
+    if low == 0:
+        said.append(f"replicas {spec.replicas}: scaling to zero is not acted on, one replica stays")
+    asked = [word for word in ("p95", "p99") if getattr(spec.slo, word) is not None]
+    if asked and max(low, 1) == high:
+        said.append(
+            f"slo {', '.join(asked)}: nothing can follow it with {high} replica(s) always; "
+            f"write replicas: {max(low, 1)}..{(high or 1) * 4}"
+        )
+    rollout = spec.rollout
+    if rollout.sticky and rollout.strategy in ("all-at-once", "shadow", "blue-green"):
+        said.append(f"rollout sticky: a {rollout.strategy} rollout splits no traffic")
+    if rollout.strategy == "all-at-once" and rollout.webhook:
+        said.append("rollout webhook: all-at-once is no rollout that could end; it tells nobody")
+    if "feedback" in rollout.guards and rollout.strategy == "all-at-once":
+        said.append("rollout guards: all-at-once is guarded by nothing")
+    return said
+
+
 def deploy_file(path: str | Path, dashboard_address: str, token: str | None = None) -> list[str]:
     """Deploy a file's applications and keep all others; returns the names of its services."""
     data = read_file(path)

@@ -17,6 +17,7 @@ from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.applications import gateway_app, gateway_fault, model_app, model_name
 from sundog.control.applications import versions_of as _versions
+from sundog.control.profiles import kept
 from sundog.control.rollout import Record, Rollouts
 from sundog.control.scaling import Scaler
 from sundog.control.serving_plan import (
@@ -60,6 +61,7 @@ HOLDER = "service"
 MISSING_ROUNDS = 2
 """An anchor must be away this often in a row before its service goes."""
 RETIRE_AFTER_S = 10.0
+PROFILE_LOOK_S = 30.0
 REMOTE_LOOK_S = 2.0
 """How long an alias in object storage is believed; a local one is read every round."""
 
@@ -109,6 +111,7 @@ class ServicesController:
         self._resolved: dict[tuple[str, str], Resolved] = {}
         self._looked: dict[str, tuple[tuple[str, str | None], float, Resolved]] = {}
         self._stored: dict[str, Any] = {}
+        self._profiles: dict[tuple[str, str], tuple[float, dict[str, Any] | None]] = {}
         self._stepped = False
         self.gateway_message = ""
         for name, (spec, state) in store.services().items():
@@ -156,7 +159,9 @@ class ServicesController:
         resolved = self._resolve(spec)
         progress = unheld(resolved, self._progress.get(name, Progress()))
         resolved, fault = self._held(spec, resolved, progress), ""
-        counts = self._scaler.counts(spec, apps, progress.traffic)
+        counts = self._scaler.counts(
+            spec, apps, progress.traffic, self._profile(spec, progress.active)
+        )
         record = self._rollouts.live(name)
         if record is None and starts_rollout(spec, resolved, progress):
             resolved, fault, record = self._begin(spec, resolved, progress, apps)
@@ -278,6 +283,21 @@ class ServicesController:
                 version.name,
             )
         return self._resolved[key]
+
+    def _profile(self, spec: ServiceSpec, version: str | None) -> dict[str, Any] | None:
+        """What a load test left beside the version; looked up now and then."""
+        if version is None or spec.replicas.low == spec.replicas.high:
+            return None
+        key, now = (spec.service, version), self._clock.monotonic_s()
+        looked = self._profiles.get(key)
+        if looked is None or now >= looked[0]:
+            try:
+                found = kept(open_root(spec.root or self._root), model_name(spec), int(version))
+            except SundogError as error:
+                log.warning("the profile of %s is left aside: %s", spec.service, error)
+                found = None
+            looked = self._profiles[key] = (now + PROFILE_LOOK_S, found)
+        return looked[1]
 
     def _hold(self, spec: ServiceSpec, version: str) -> None:
         self._registry(spec).hold(model_name(spec), int(version), f"{HOLDER}:{spec.service}")
@@ -471,6 +491,7 @@ class ServicesController:
             wanted, why = self._scaler.reason(name, progress.active)
             out.append({
                 "wanted": wanted, "scaling": why,
+                "startup_s": self._scaler.startup_s(name, progress.active),
                 "service": name, "model": spec.model, "state": progress.state,
                 "message": progress.message, "version": progress.active,
                 "replicas": str(spec.replicas), "gateway": self._address,

@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-from sundog.errors import ClusterError
+from sundog.errors import ClusterError, NotFound
 
 _TIMEOUT_S = 10
 
@@ -77,6 +77,25 @@ def pinned(deployment: Any, version: str) -> Any:
 def delete(name: str) -> None:
     """Begin to remove an application; its replicas drain first."""
     serve.delete(name, _blocking=False)
+
+
+def replica_ids(app: str, deployment: str) -> frozenset[str]:
+    """The running replicas of a deployment; none where it is not there."""
+    view = (applications() or {}).get(app)
+    found = view.deployments.get(deployment) if view is not None else None
+    return found.replica_ids if found is not None else frozenset()
+
+
+def kill_replica(app: str, deployment: str) -> str:
+    """Kill one running replica's process at once; returns its id. NotFound without one."""
+    for replica_id in sorted(replica_ids(app, deployment)):
+        name = f"SERVE_REPLICA::{app}#{deployment}#{replica_id}"
+        try:
+            ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))
+        except ValueError:
+            continue  # it went a moment ago
+        return replica_id
+    raise NotFound(f"{app} has no running replica", "see `serve status`")
 
 
 def _app(name: str, app: Mapping[str, Any]) -> AppView:

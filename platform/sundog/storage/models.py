@@ -212,7 +212,8 @@ class Registry:
             if now.holders and not force:
                 raise Conflict(
                     f"{version.ref} was not deleted: {', '.join(now.holders)} needs it",
-                    fix="undeploy it or move it to another version first, or pass --force",
+                    fix="undeploy it (`sundog undeploy`) or move it to another version first; where "
+                    "its cluster is gone for good, nothing holds it any more: pass --force",
                 )
             return dataclasses.replace(now, deleting=True)
 

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from sundog.control.serve_files import deploy_file, read_file, read_services, undeploy
+from sundog.control.serve_files import deploy_file, notes, read_file, read_services, undeploy
 from sundog.errors import ClusterError, NotFound, SpecError
+from sundog.spec import ServiceSpec
 
 GOOD = """\
 proxy_location: Disabled
@@ -147,3 +148,15 @@ def test_the_specs_of_a_file(file):
 def test_the_shipped_deployment_is_good():
     [spec] = read_services("deployments/digits.yaml")
     assert spec.model == "digits@champion"
+
+
+def test_a_deploy_says_what_of_a_spec_has_no_effect():
+    def said(**more):
+        return notes(ServiceSpec.model_validate({"service": "s", "model": "m", **more}))
+
+    assert said() == []
+    assert said(replicas="1..4", slo={"p99": "50ms"}) == []
+    assert "scaling to zero" in said(replicas="0..4")[0]
+    assert "write replicas: 2..8" in said(replicas=2, slo={"p95": "1s"})[0]
+    assert "splits no traffic" in said(rollout={"strategy": "shadow", "sticky": "key"})[0]
+    assert "tells nobody" in said(rollout={"webhook": "https://example.org"})[0]
