@@ -21,6 +21,8 @@ from sundog.serving.routes import Routes, VersionRoute
 from sundog.serving.shadow import label_of
 from sundog.serving.stats import Metrics
 
+PRIORITY = b"x-sundog-priority"
+"""Header of requests that may wait: `batch`. They are served when no other request waits."""
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -92,10 +94,11 @@ class Calls:
     async def ask(self, call: Call, chosen: VersionRoute, parsed: Parsed) -> Outputs:
         """The version's answer; what a running rollout wants to know of it is noted."""
         route = self.routes.services.get(call.service)
+        later = call.headers.get(PRIORITY) == b"batch"
         if route is None or (route.shadow is None and not route.labels):
-            return await chosen.lane.call(parsed)
+            return await chosen.lane.call(parsed, later)
         began_s = WALL.monotonic_s()
-        outputs = await chosen.lane.call(parsed)
+        outputs = await chosen.lane.call(parsed, later)
         name, observer = call.service, self.observer
         if route.labels:
             observer.answered(name, chosen.version, label_of(outputs))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sundog.clock import WALL
+from sundog.serving.admission import Pace, refuse_after_s
 from sundog.serving.contract import Contract, Parsed
 from sundog.serving.frames import BadFrame, cut, tensor_meta
 from sundog.serving.stats import LaneStats
@@ -55,6 +56,8 @@ class Limits:
 
     deadline_s: float = 30.0
     hold_s: float = HOLD_S
+    slo_s: float | None = None
+    """What most answers should take; none: the deadline alone"""
     queue: int = 1000
     batch: int = 64
     idempotent: bool = True
@@ -108,25 +111,46 @@ class Lane:
         self.contract = contract
         self.limits = limits
         self.queue: deque[Call] = deque()
+        self.later: deque[Call] = deque()
+        """Calls of batch priority: they go when none of the others waits."""
         self.connections: list[Connection] = []
         self.waiting_message = "no replica is ready"
         self.under_way = 0
         self.streams = False
         """Whether the model says that it answers in parts."""
         self.stats = LaneStats()
+        self.pace = Pace()
         self._now = now
         self._pumping = False
         self._loop = asyncio.get_event_loop()
 
-    def call(self, parsed: Parsed) -> asyncio.Future[Outputs]:
-        """Queue a request. Raises NotServed at once when the queue is full."""
-        if len(self.queue) >= self.limits.queue:
+    @property
+    def waiting(self) -> int:
+        return len(self.queue) + len(self.later)
+
+    def call(self, parsed: Parsed, later: bool = False) -> asyncio.Future[Outputs]:
+        """Queue a request, behind all others if `later`. Raises NotServed at once when the queue is
+        full or too long to be answered in time."""
+        ahead = self.waiting if later else len(self.queue)
+        if self.waiting >= self.limits.queue:
             raise NotServed(503, f"{self.limits.queue} requests wait already", 1.0)
+        if ahead:
+            self._admit(ahead, later)
         now = self._now()
         call = Call(parsed, self._loop.create_future(), now, now + self.limits.deadline_s)
-        self.queue.append(call)
+        (self.later if later else self.queue).append(call)
+        self.pace.queued(now)
         self.wake()
         return call.future
+
+    def _admit(self, ahead: int, later: bool) -> None:
+        limits = self.limits
+        # The estimate is a mean: half of what is promised leaves room for its spread.
+        bound_s = limits.deadline_s if later else (limits.slo_s or limits.deadline_s)
+        after_s = refuse_after_s(self.pace, ahead, len(self.connections), bound_s / 2)
+        if after_s is not None:
+            self.stats.fail_count += 1
+            raise NotServed(503, "more requests than can be answered in time", after_s)
 
     def wake(self) -> None:
         """Something changed: a call, a free slot, a new replica."""
@@ -138,7 +162,10 @@ class Lane:
 
     def _pump(self) -> None:
         self._pumping = False
-        while self.queue:
+        while self.queue or self.later:
+            if not self.queue:  # a frame's worth of them: who comes next waits for no more
+                for _ in range(min(len(self.later), self.limits.batch)):
+                    self.queue.append(self.later.popleft())
             free = [c for c in self.connections if c.free > 0]
             if not free:
                 return
@@ -215,6 +242,9 @@ class Lane:
 
     def _count(self, batch: Batch) -> None:
         now, stats = self._now(), self.stats
+        self.pace.answered(
+            len(batch.calls), batch.sent_s, now, bool(self.under_way or self.queue or self.later)
+        )
         stats.executed(batch.rows, now - batch.sent_s)
         stats.rows += batch.rows
         stats.success_count += len(batch.calls)
@@ -262,7 +292,10 @@ class Lane:
     def sweep(self) -> None:
         """Refuse what waited too long. To be called every SWEEP_S seconds."""
         now = self._now()
-        queue = self.queue
+        for queue in (self.queue, self.later):
+            self._sweep(queue, now)
+
+    def _sweep(self, queue: deque[Call], now: float) -> None:
         while queue and (queue[0].future.done() or queue[0].deadline_s <= now):
             self._refuse([queue.popleft()], _too_late(self.limits.deadline_s))
         if self.connections:
@@ -272,8 +305,9 @@ class Lane:
 
     def close(self, message: str) -> None:
         """The version is no longer served: refuse what is still queued."""
-        calls = list(self.queue)
+        calls = [*self.queue, *self.later]
         self.queue.clear()
+        self.later.clear()
         self._refuse(calls, NotServed(503, message, 1.0))
 
 

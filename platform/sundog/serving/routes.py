@@ -122,7 +122,7 @@ class VersionRoute:
     async def close(self) -> None:
         """No longer routed: finish what is queued and under way, then let go of the replicas."""
         end = WALL.monotonic_s() + _CLOSE_AFTER_S
-        while (self.lane.queue or self.lane.under_way) and WALL.monotonic_s() < end:
+        while (self.lane.waiting or self.lane.under_way) and WALL.monotonic_s() < end:
             self.lane.sweep()
             await asyncio.sleep(SWEEP_S)
         self.lane.close("this version is no longer served")
@@ -142,6 +142,7 @@ def limits_of(service: dict[str, Any]) -> Limits:
     return Limits(
         deadline_s=service["deadline_s"],
         hold_s=service.get("hold_s", HOLD_S),
+        slo_s=service.get("slo_s"),
         queue=service["queue"],
         batch=service["batch"],
         idempotent=service["idempotent"],
