@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -109,6 +112,17 @@ def test_a_service_finds_its_environment_and_its_secrets(gateway):
     x = {"name": "x", "datatype": "FP64", "shape": [1], "data": [0.0]}
     answer = post(gateway, "/v2/models/told/infer", json={"inputs": [x]}).json()
     assert answer["outputs"][0]["data"] == ["hello", "from-a-file"]
+
+
+def test_a_model_that_is_served_cannot_be_deleted(gateway, local_ray):
+    wait_for("told ready", lambda: get(gateway, "/v2/models/told/ready").status_code == 200)
+    answer = subprocess.run(
+        [Path(sys.executable).parent / "sundog", "models", "delete", "http-told@1", "--yes"],
+        env=local_ray.environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert answer.returncode != 0
+    assert "told" in answer.stderr
+    assert Registry(open_root(local_ray.endpoints.root)).get("http-told@1").version == 1
 
 
 def test_a_secret_that_is_not_there_is_named(gateway):
