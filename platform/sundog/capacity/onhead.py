@@ -1,4 +1,4 @@
-"""What runs on the head for `sundog cluster`: says what Ray and the provider know, drains a node.
+"""What runs on the head for `sundog cluster`: says what is known there, drains a node, probes a pool.
 
 Prints one marked line of JSON, since it is reached over SSH, where others print too.
 """
@@ -57,23 +57,32 @@ def drain(instance: str, ray: Drains, clock: Clock = WALL, limit_s: float = DRAI
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sundog-onhead", description=__doc__)
-    parser.add_argument("what", choices=("report", "drain"))
-    parser.add_argument("name", help="report: the cluster; drain: the instance")
+    parser.add_argument("what", choices=("report", "drain", "probe"))
+    parser.add_argument("name", help="report: the cluster; drain: the instance; probe: the pool")
+    parser.add_argument("--nodes", type=int, help="probe: this many of the pool's nodes")
     parser.add_argument("--limit", type=float, default=DRAIN_S, metavar="SECONDS")
     arguments = parser.parse_args(argv)
     try:
-        ray = Gcs(head_address())
-        said = (
-            report(arguments.name, ray)
-            if arguments.what == "report"
-            else {"format": FORMAT, "drained": drain(arguments.name, ray, limit_s=arguments.limit)}
-        )
+        said = _answer(arguments)
     except SundogError as error:
         said = {"format": FORMAT, "error": error.message, "fix": error.fix}
         if arguments.what == "report":
             said |= {"state": read_state(arguments.name), "used": {}, "ray": {}}
     print(MARK + json.dumps(said), flush=True)
     return 0
+
+
+def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
+    address = head_address()
+    if arguments.what == "probe":
+        from sundog.capacity.probe import probe
+
+        found = probe(arguments.name, address=address, most=arguments.nodes)
+        return {"format": FORMAT, "probe": found.to_json()}
+    ray = Gcs(address)
+    if arguments.what == "report":
+        return report(arguments.name, ray)
+    return {"format": FORMAT, "drained": drain(arguments.name, ray, limit_s=arguments.limit)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""sundog cluster status, drain, logs, join: what goes on in a cluster that is up."""
+"""sundog cluster status, drain, logs, join, probe: what goes on in a cluster that is up."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 Spec = Annotated[str, typer.Argument(help="The spec that the cluster was started from.")]
 MONITOR = "/tmp/ray/session_latest/logs/monitor.log"
+PROBE_LIMIT_S = 300.0
 TAGS_ONLY = "not asked (--tags-only)"
 
 
 def register(app: typer.Typer) -> None:
-    for command in (status, drain, logs, join):
+    for command in (status, drain, logs, join, probe):
         app.command()(command)
 
 
@@ -113,6 +114,37 @@ def join(file: Spec, as_json: Json = False) -> None:
         out.say(f"   export {key}={value}")
     out.say(f"SSH into the head: {joined.ssh}")
     out.data(asdict(joined))
+
+
+def probe(
+    file: Spec,
+    pool: Annotated[str, typer.Argument(help="The pool: two or more of its nodes must be up.")],
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=2, help="This many of them; else all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the network between a pool's nodes with an all-reduce, before a long run.
+
+    Example: sundog cluster probe cluster-configs/specs/aws-train.yaml a10g-x4
+    """
+    out = Output(as_json)
+    words = ["probe", pool, *(["--nodes", str(nodes)] if nodes else [])]
+    said = _head(file).ask(*words, limit_s=PROBE_LIMIT_S)
+    if "error" in said:
+        raise ClusterError(str(said["error"]), str(said.get("fix", "")))
+    found = said["probe"]
+    out.say(
+        f"{found['nodes']} nodes of {found['pool']}, {found['backend']}: "
+        f"{found['bus_gbyte_s']:.2f} GB/s (all-reduce of {found['mbytes']:.0f} MiB, bus bandwidth), "
+        f"{found['latency_ms']:.2f} ms for a few bytes"
+    )
+    if len(found["zones"]) > 1:
+        out.say(
+            f"they lie in {len(found['zones'])} zones ({', '.join(found['zones'])}): `one_zone: true` "
+            "in the pool keeps a gang together"
+        )
+    out.data(found)
 
 
 def _head(file: str) -> Head:

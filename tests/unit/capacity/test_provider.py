@@ -212,7 +212,9 @@ faults = st.lists(st.sampled_from(["ok", "ok", "before", "after"]), min_size=1, 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     faults,
-    st.lists(st.tuples(st.sampled_from(["create", "end", "list"]), st.integers(1, 4)), max_size=8),
+    st.lists(
+        st.tuples(st.sampled_from(["create", "end", "list", "tag"]), st.integers(1, 4)), max_size=8
+    ),
     st.sets(st.sampled_from(["spot", "on-demand"]), max_size=1),
     st.integers(1, 4),
 )
@@ -239,6 +241,10 @@ def test_nothing_is_leaked_or_bought_twice_whatever_calls_fail(
                 assert len(made) == count
             elif action == "end":
                 elastic.terminate_nodes(elastic.non_terminated_nodes({})[:count])
+            elif action == "tag":
+                for node in elastic.non_terminated_nodes({})[:count]:
+                    elastic.set_node_tags(node, {"ray-node-status": "up-to-date"})
+                    assert cloud.running[node].machine.tags["ray-node-status"] == "up-to-date"
             else:
                 elastic.non_terminated_nodes({})
         except (NodeLaunchException, Transient):

@@ -1,0 +1,158 @@
+"""How fast the nodes of a pool talk to each other: one small all-reduce, before a long run pays for it.
+
+One process a node, NCCL where the nodes have GPUs and gloo where they have none; it holds one GPU a
+node for some seconds and nothing afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sundog.errors import ClusterError
+
+BYTES = 64 * 2**20
+SMALL_BYTES = 4
+WARM_UPS, ROUNDS = 2, 5
+LIMIT_S = 120.0
+POOL_LABEL, ZONE_LABEL = "sundog.pool", "ray.io/availability-zone"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`bus_gbyte_s` is 2(n-1)/n × size ÷ the slowest rank's median time, as nccl-tests count it."""
+
+    pool: str
+    nodes: int
+    zones: list[str]
+    backend: str
+    mbytes: float
+    bus_gbyte_s: float
+    latency_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bus_gbyte_s(nodes: int, size_bytes: int, seconds: float) -> float:
+    """Bandwidth of the slowest link that an all-reduce of this size and time implies."""
+    return 2 * (nodes - 1) / nodes * size_bytes / seconds / 1e9
+
+
+def members(nodes: Sequence[dict[str, Any]], pool: str, most: int | None) -> list[dict[str, Any]]:
+    """The live nodes of the pool. ClusterError below two: one node has no network to measure."""
+    live = [n for n in nodes if n.get("Alive")]
+    found = [n for n in live if (n.get("Labels") or {}).get(POOL_LABEL) == pool][:most]
+    if len(found) < 2:
+        known = sorted({(n.get("Labels") or {}).get(POOL_LABEL, "") for n in live} - {"", "head"})
+        raise ClusterError(
+            f"pool {pool!r} has {len(found)} live nodes, and a probe needs two",
+            f"pools with nodes now: {', '.join(known) or 'none'}",
+        )
+    return found
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address; gloo would otherwise ask the host's name."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address == address for a in addresses):
+            return str(name)
+    return None
+
+
+class Rank:
+    """One process of the probe, on one node."""
+
+    def meet(self) -> tuple[str, int]:
+        """Where the others find rank 0."""
+        import ray
+
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((address, 0))
+            return address, int(free.getsockname()[1])
+
+    def run(self, rank: int, world: int, at: tuple[str, int], size_bytes: int, gpu: bool) -> Any:
+        """(median seconds of the large all-reduce, of a tiny one)"""
+        from datetime import timedelta
+
+        import ray
+        import torch.distributed as dist
+
+        interface = interface_of(ray.util.get_node_ip_address())
+        if interface:
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        dist.init_process_group(
+            "nccl" if gpu else "gloo", init_method=f"tcp://{at[0]}:{at[1]}", rank=rank,
+            world_size=world, timeout=timedelta(seconds=LIMIT_S / 2),
+        )  # fmt: skip
+        try:
+            return _median_s(size_bytes, gpu), _median_s(SMALL_BYTES, gpu)
+        finally:
+            dist.destroy_process_group()
+
+
+def _median_s(size_bytes: int, gpu: bool) -> float:
+    import torch
+    import torch.distributed as dist
+
+    data = torch.zeros(size_bytes // 4, device="cuda" if gpu else "cpu")
+    took = []
+    for number in range(WARM_UPS + ROUNDS):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(data)
+        if gpu:
+            torch.cuda.synchronize()
+        if number >= WARM_UPS:
+            took.append(time.perf_counter() - start)
+    return statistics.median(took)
+
+
+def probe(
+    pool: str, *, address: str = "auto", most: int | None = None, size_bytes: int = BYTES
+) -> Probe:
+    """Measure the pool's nodes as they are. ClusterError for too few, busy or silent ones."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    found = members(ray.nodes(), pool, most)
+    gpu = all(n["Resources"].get("GPU") for n in found)
+    # A CPU it does not ask for: a node whose CPUs are busy still has its network.
+    ranks = [
+        ray.remote(num_cpus=0, num_gpus=1 if gpu else 0)(Rank)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False))
+        .remote()
+        for n in found
+    ]
+    try:
+        at = ray.get(ranks[0].meet.remote(), timeout=LIMIT_S)
+        calls = [r.run.remote(i, len(ranks), at, size_bytes, gpu) for i, r in enumerate(ranks)]
+        times = ray.get(calls, timeout=LIMIT_S)
+    except GetTimeoutError:
+        raise ClusterError(
+            f"no answer from all {len(ranks)} nodes in {LIMIT_S:.0f} s",
+            "are their GPUs busy, or is traffic between them blocked?",
+        ) from None
+    except RayError as error:
+        raise ClusterError(f"the probe failed: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+    slowest = max(t[0] for t in times)
+    zones = sorted({(n.get("Labels") or {}).get(ZONE_LABEL, "") for n in found} - {""})
+    return Probe(
+        pool, len(found), zones, "nccl" if gpu else "gloo", size_bytes / 2**20,
+        round(bus_gbyte_s(len(found), size_bytes, slowest), 3),
+        round(max(t[1] for t in times) * 1e3, 3),
+    )  # fmt: skip
