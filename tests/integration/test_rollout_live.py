@@ -64,8 +64,17 @@ class Service:
         return row(self.gateway, self.name)
 
     def ended(self, word, timeout_s=120):
-        return until(f"{self.name} {word}", lambda: word in self.cli(
-            "rollout", "status", self.name).splitlines()[0], timeout_s)  # fmt: skip
+        """Until the rollout's status begins with the word."""
+        shown = [""]
+
+        def look():
+            shown[0] = self.cli("rollout", "status", self.name)
+            return word in shown[0].splitlines()[0]
+
+        try:
+            until(f"{self.name} {word}", look, timeout_s)
+        except AssertionError:
+            raise AssertionError(f"{self.name} is not {word}: {shown[0]}") from None
 
     def undeploy(self):
         serve_files.undeploy(self.name, self.ray.endpoints.dashboard)
