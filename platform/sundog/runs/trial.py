@@ -169,7 +169,9 @@ def _saver(run: RunSpec, kept: Kept, source: tuple[Kept, int] | None) -> Any:
             if source is None:
                 return None
             where, step = source
-            good = [s for s in where.checkpoints.steps() if s <= step]
+            # Later ones were saved between two reports, unless they are of a life left behind.
+            later = max(step, where.best or 0) if where is kept else float("inf")
+            good = [s for s in where.checkpoints.steps() if s <= step or s > later]
             for candidate in reversed(good):
                 try:
                     where.checkpoints.read(candidate)
@@ -180,16 +182,16 @@ def _saver(run: RunSpec, kept: Kept, source: tuple[Kept, int] | None) -> Any:
 
         def load(self, loop: Any, step: int) -> None:
             assert source is not None
-            mine = [
-                {k: v for k, v in g.items() if k != "params"} for g in loop.optimizer.param_groups
-            ]
+            groups = loop.replica.optimizer.param_groups
+            mine = [{k: v for k, v in g.items() if k != "params"} for g in groups]
             own, self.checkpoints = self.checkpoints, source[0].checkpoints
             try:
                 super().load(loop, step)
             finally:
                 self.checkpoints = own
             if source[0].prefix != kept.prefix:
-                for group, settings in zip(loop.optimizer.param_groups, mine, strict=True):
+                groups = loop.replica.optimizer.param_groups
+                for group, settings in zip(groups, mine, strict=True):
                     group.update(settings)
                 self._saved_step = -1  # this trial has not saved it yet
                 for later in [s for s in own.steps() if s > step and s != kept.best]:

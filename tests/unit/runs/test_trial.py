@@ -1,0 +1,156 @@
+"""One trial without Tune: it goes on from its checkpoint, or from another's, and says what failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ray import tune
+from test_sweep_space import spec
+from toy import Toy
+
+from sundog.runs import trial as trials
+from sundog.runs.trial import Kept, run_trial, trial_prefix
+from sundog.storage.root import open_root
+from sundog.storage.runs import new_run
+
+HERE = Path(__file__).parent
+RUN = {"run": "r", "recipe": "test_trial:Rated", "steps": 12, "batch": 8, "evaluate": "3 steps",
+       "checkpoint": {"every": 5}}  # fmt: skip
+
+
+class Rated(Toy):
+    def __init__(self, data=None, lr=0.01):
+        super().__init__(data)
+        self.lr = lr
+
+    def optimizer(self, params):
+        return torch.optim.SGD(params, lr=self.lr, momentum=0.9)
+
+
+class Told:
+    """What Tune would do: collects reports, hands out a checkpoint, ends a trial in the middle."""
+
+    def __init__(self, monkeypatch, name="trial-000", end_after=None, mark=None, folder=None):
+        self.results, self.marks = [], []
+        self._end_after = end_after
+        context = type("Context", (), {"get_trial_id": lambda self: name})()
+        monkeypatch.setattr(tune, "get_context", lambda: context)
+        monkeypatch.setattr(tune, "report", self.report)
+        monkeypatch.setattr(trials, "_node", lambda: "n1")
+        kept = None
+        if mark is not None:
+            (folder / "where.json").write_text(json.dumps(mark))
+            kept = tune.Checkpoint.from_directory(str(folder))
+        monkeypatch.setattr(tune, "get_checkpoint", lambda: kept)
+
+    def report(self, result, checkpoint=None):
+        self.results.append(result)
+        if checkpoint is not None:
+            self.marks.append(json.loads((Path(checkpoint.path) / "where.json").read_text()))
+        if len(self.results) == self._end_after:
+            raise SystemExit(0)
+
+    def values(self, metric):
+        return {r["report"]: r[metric] for r in self.results}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return new_run(open_root(tmp_path.as_uri()), "s", "s-1")
+
+
+def job(run, one):
+    return {
+        "sweep": one.model_dump(mode="json"), "folder": run, "data": None,
+        "directory": str(HERE), "environment": {}, "repeats": {},
+    }  # fmt: skip
+
+
+def sweep(**changes):
+    return spec(**{"run": RUN, "space": {"lr": {"log": [1e-3, 1.0]}}, "metric": "val_loss",
+                   "mode": "min"} | changes)  # fmt: skip
+
+
+def test_a_trial_that_was_cut_goes_on_to_the_same_bits(run, monkeypatch):
+    one = sweep()
+    whole = Told(monkeypatch, "trial-001")
+    run_trial({"lr": 0.01}, job(run, one))
+    assert [r["report"] for r in whole.results] == [1, 2, 3, 4]
+    assert [r["step"] for r in whole.results] == [3, 6, 9, 12]
+
+    first = Told(monkeypatch, "trial-000", end_after=2)
+    with pytest.raises(SystemExit):
+        run_trial({"lr": 0.01}, job(run, one))
+    second = Told(monkeypatch, "trial-000")
+    run_trial({"lr": 0.01}, job(run, one))
+    assert second.results[0]["report"] == 2  # its last checkpoint's evaluation is said again
+    assert first.values("val_loss") | second.values("val_loss") == whole.values("val_loss")
+    kept = Kept(run.root, trial_prefix("s-1", "trial-000"))
+    best = min(whole.results, key=lambda r: r["val_loss"])
+    assert (kept.best, kept.best_value) == (best["step"], best["val_loss"])
+    checkpoint = kept.best_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.step == best["step"]
+    run.flush()
+    assert any("worker trial-000" in line for line in run.logs("trial-000"))
+
+
+def test_a_copied_trial_has_the_other_s_weights_and_its_own_rate(run, monkeypatch, tmp_path):
+    one = sweep(scheduler={"pbt": {"mutate": ["lr"]}})
+    donor = Told(monkeypatch, "trial-000")
+    run_trial({"lr": 0.02}, job(run, one))
+    assert donor.marks[1] == {"prefix": "runs/s-1/trials/trial-000", "step": 6}
+    seen = []
+    from sundog.runs.loop import Loop
+
+    evaluate = Loop._evaluate
+
+    def spy(loop, *arguments, **more):
+        seen.append((loop.step, loop.replica.optimizer.param_groups[0]["lr"]))
+        return evaluate(loop, *arguments, **more)
+
+    monkeypatch.setattr(Loop, "_evaluate", spy)
+    copy = Told(monkeypatch, "trial-001", mark=donor.marks[1], folder=tmp_path)
+    run_trial({"lr": 0.005}, job(run, one))
+    assert copy.results[0]["report"] == 2
+    assert copy.results[0]["val_loss"] == donor.results[1]["val_loss"]
+    assert copy.results[-1]["val_loss"] != donor.results[-1]["val_loss"]
+    assert seen[0] == (6, 0.005)
+    assert Kept(run.root, trial_prefix("s-1", "trial-001")).last == 12
+
+
+def test_a_metric_that_nobody_reports_ends_everything(run, monkeypatch):
+    told = Told(monkeypatch)
+    run_trial({"lr": 0.01}, job(run, sweep(metric="acuracy")))
+    (last,) = told.results
+    assert last["fatal"]
+    assert "no 'acuracy', only" in last["fault"]
+
+
+def test_an_error_of_the_user_is_the_trial_s_last_word(run, monkeypatch):
+    told = Told(monkeypatch)
+    run_trial({"nix": 0.1}, job(run, sweep()))
+    (last,) = told.results
+    assert not last["fatal"]
+    assert "nix" in last["fault"]
+
+
+def test_a_function_goes_on_from_its_state(run, monkeypatch, tmp_path):
+    (tmp_path / "functions_of_a_trial.py").write_text(
+        "def climb(params, report):\n"
+        "    for n in range(int(report.state or 0), 5):\n"
+        "        report({'score': n * params['x']}, state=str(n + 1).encode())\n"
+    )
+    one = sweep(
+        run={"run": "r", "recipe": "functions_of_a_trial:climb", "steps": 5}, metric="score",
+        mode="max", space={"x": {"uniform": [0, 1]}},
+    )  # fmt: skip
+    task = job(run, one) | {"directory": str(tmp_path)}
+    Told(monkeypatch, end_after=3)
+    with pytest.raises(SystemExit):
+        run_trial({"x": 0.5}, task)
+    rest = Told(monkeypatch)
+    run_trial({"x": 0.5}, task)
+    assert [r["report"] for r in rest.results] == [4, 5]
+    assert rest.results[-1]["score"] == 2.0
