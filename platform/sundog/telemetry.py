@@ -18,11 +18,24 @@ RUN_RECOVERED: Final = "run.recovered"
 RUN_RESIZED: Final = "run.resized"
 RUN_NOTICE: Final = "run.notice"
 RUN_DRAINED: Final = "run.drained"
+RUN_BEST: Final = "run.best"
 RUN_REGISTERED: Final = "run.registered"
 RUN_FINISHED: Final = "run.finished"
 RUN_FAILED: Final = "run.failed"
 RUN_CANCELLED: Final = "run.cancelled"
 TRIAL_FINISHED: Final = "trial.finished"
+
+# Gauges of a run, through Ray's metrics (Prometheus puts `ray_` in front): field of a point of its
+# curve -> name, what it is. RUN_METRIC has the validation metrics, by name.
+RUN_GAUGES: Final = {
+    "step": ("sundog_run_step", "Steps done."),
+    "loss": ("sundog_run_loss", "Loss of the last step."),
+    "samples_s": ("sundog_run_samples_per_second", "Samples a second."),
+    "workers": ("sundog_run_workers", "Workers in the group; 0 when the run has ended."),
+    "goodput": ("sundog_run_goodput", "Useful share of the node-seconds so far."),
+    "usd": ("sundog_run_dollars", "Cost so far, where nodes have prices."),
+}
+RUN_METRIC: Final = "sundog_run_metric"
 
 # Metrics of the gateway (Prometheus names).
 GATEWAY_REQUESTS: Final = "sundog_gateway_requests_total"

@@ -45,6 +45,10 @@ class Schedule(Spec):
 class CheckpointPolicy(Spec):
     every: Interval = "auto"
     keep: int = Field(3, ge=1)
+    best: str | None = Field(
+        None, description="keep the best model too, by a validation metric, and register that one",
+        pattern=r"^(max|min) \w+$", examples=["max accuracy", "min val_loss"],
+    )  # fmt: skip
 
 
 _RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][-+]?\d+)?)\s*")
@@ -128,6 +132,16 @@ class RunSpec(Environment):
     )
     register_: RegisterRule | None = Field(None, alias="register")
     root: str | None = Field(None, description="storage root; else SUNDOG_ROOT, else the cluster's")
+    init_from: Reference | None = Field(
+        None, description="a registered model whose weights to begin with", examples=["gpt-docs@3"]
+    )
+    webhook: str | None = Field(
+        None, description="told how the run ended: an address, or env:NAME that holds it",
+        pattern=r"^(https?://|env:\w)",
+    )  # fmt: skip
+    profile: int | None = Field(
+        None, ge=1, le=100, description="steps to trace with torch's profiler, once"
+    )
 
     @field_validator("workers")
     @classmethod
@@ -144,6 +158,18 @@ class RunSpec(Environment):
     def _one_length(self) -> RunSpec:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("say how long: exactly one of steps and epochs")
+        if self.layout == "fsdp" and self.exact:
+            raise ValueError(
+                "layout: fsdp adds gradients in the order of its shards, which changes with the "
+                "number of workers; write exact: false with it"
+            )
+        if self.layout == "fsdp" and (self.init_from or self.checkpoint.best):
+            raise ValueError(
+                "layout: fsdp cannot begin from init_from nor keep checkpoint.best yet; "
+                "leave them out, or write layout: ddp"
+            )
+        if self.layout == "fsdp" and self.precision == "fp16":
+            raise ValueError("layout: fsdp has no loss scale for fp16; write precision: bf16")
         if isinstance(self.micro_batch, int) and self.batch % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch {self.batch}; "

@@ -159,6 +159,18 @@ def load_model(
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def state_of(root: Root, version: ModelVersion) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of an exported version by name. Corrupt, Unsafe, NotFound."""
+    folder = Path(tempfile.mkdtemp(prefix="sundog-model-"))
+    try:
+        _fetch(root, version, folder)
+        if PROGRAM not in version.files:
+            raise Corrupt(f"{version.ref} has no {PROGRAM}", fix="register it again")
+        return dict(load_program(folder / PROGRAM).state_dict)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class _ExportedModel:
     def __init__(
         self, signature: Signature, program: torch.export.ExportedProgram, device: str
