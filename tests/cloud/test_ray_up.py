@@ -67,7 +67,8 @@ class RayUp:
         spec["install"] = {"wheel": "none"}
         spec["idle"] = "15s"
         spec["env"] = {"PATH": f"{BIN}:$PATH", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **AWS}
-        path = folder / "spec.yaml"
+        path = folder / "specs" / "train.yaml"
+        path.parent.mkdir()
         path.write_text(yaml.safe_dump(spec))
         self.file.write_text(compile_cluster(path).text)
         home = folder / "home"
@@ -87,6 +88,16 @@ class RayUp:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done.stdout
+
+    def sundog(self, *command: str, limit_s: float = 300) -> Any:
+        """A `sundog cluster` command on the spec, as a program reads it."""
+        first, *rest = command
+        done = subprocess.run(
+            [str(BIN / "sundog"), "cluster", first, "specs/train.yaml", *rest, "--json"],
+            env=self.env, cwd=self.file.parent, capture_output=True, text=True, timeout=limit_s,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return json.loads(done.stdout)
 
     def up(self) -> str:
         return self.ray("up", "-y", "--no-config-cache", str(self.file))
@@ -129,7 +140,7 @@ GPU_JOB = (
 def test_a_gpu_job_brings_a_spot_node_or_on_demand_when_spot_is_refused_and_down_leaves_nothing(
     cloud: Cloud, cluster: RayUp
 ) -> None:
-    """Scenarios 1, 2 and 7 on one cluster, since bringing one up is most of the time."""
+    """Scenarios 1, 2, 4 and 7 on one cluster, since bringing one up is most of the time."""
     [head] = cloud.instances()
     assert head["Tags"]
     # 1: a spot node comes, the job finishes, the idle node goes.
@@ -147,6 +158,13 @@ def test_a_gpu_job_brings_a_spot_node_or_on_demand_when_spot_is_refused_and_down
     rungs = [(c["market"], c["zone"], c["shape"]) for c in later]
     assert len(set(rungs)) == len(rungs), "a rung was asked twice"
     assert cloud.instances(market="on-demand")
+    # 4: spot recovers. The stand-in goes when it is idle, and the next node is spot again.
+    cloud.script()
+    until(lambda: len(cloud.instances()) == 1)
+    time.sleep(max(0.0, 31.0 - (time.time() - later[0]["at_s"])))  # the cool-down of the refusals
+    before = len(cloud.calls())
+    assert "GPU" in cluster.job(GPU_JOB)
+    assert [c["market"] for c in cloud.calls()[before:]] == ["spot"]
     # 7: nothing is left.
     cluster.down()
     assert cloud.instances() == []
@@ -156,11 +174,14 @@ def test_a_gpu_job_brings_a_spot_node_or_on_demand_when_spot_is_refused_and_down
     assert stopped["Reservations"] == []
 
 
-TWO_TASKS = (
-    "import ray, time, pathlib; ray.init(); "
-    "work = ray.remote(num_gpus=1)(lambda s: time.sleep(s) or 'kept'); "
-    "print('ONE', ray.get(work.remote(25))); print('TWO', ray.get(work.remote(0)))"
-)
+def two_tasks(gate: Path) -> str:
+    """One long GPU task; a second is asked for when the gate is there, on whatever node there is."""
+    return (
+        "import ray, time, os; ray.init(); "
+        "work = ray.remote(num_gpus=1)(lambda s: time.sleep(s) or 'kept'); one = work.remote(40); "
+        f"[time.sleep(0.1) for _ in iter(lambda: os.path.exists('{gate}'), True)]; "
+        "two = work.remote(0); print('TWO', ray.get(two)); print('ONE', ray.get(one))"
+    )
 
 
 def test_an_empty_zone_and_a_notice_on_a_busy_node(cloud: Cloud, cluster: RayUp) -> None:
@@ -169,9 +190,10 @@ def test_an_empty_zone_and_a_notice_on_a_busy_node(cloud: Cloud, cluster: RayUp)
     config = yaml.safe_load(cluster.file.read_text())
     first = config["provider"]["sundog"]["pools"]["a10g"]["offers"][0]["zone"]
     cloud.script({"zone": first})
+    gate = cloud.folder / "gate"
     submitted = cluster.on_head(
         "ray job submit --no-wait --submission-id two --address http://127.0.0.1:8265 -- "
-        f'python -c "{TWO_TASKS}"'
+        f'python -c "{two_tasks(gate)}"'
     )
     assert "two" in submitted
     until(lambda: cloud.instances(pool="a10g"))
@@ -182,12 +204,18 @@ def test_an_empty_zone_and_a_notice_on_a_busy_node(cloud: Cloud, cluster: RayUp)
     log = cloud.folder / worker["InstanceId"][-8:] / "root" / ".sundog" / "preemption.log"
     until(lambda: log.exists(), 300)
     time.sleep(8)  # the task is on its way to the node that just joined
-    noticed_s = time.time()
+    before, noticed_s = len(cloud.calls()), time.time()
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(noticed_s + 120))
     cloud.notice(worker["InstanceId"], {"action": "terminate", "time": ends})
     until(lambda: "drained" in log.read_text(), 60)
+    gate.touch()  # work is wanted that the draining node may not take
+    until(lambda: len(cloud.calls()) > before, 60)
     drained = next(json.loads(x) for x in log.read_text().splitlines() if '"drained"' in x)
-    print(f"notice to drained: {drained['at_s'] - noticed_s:.1f} s")
+    replaced_s = cloud.calls()[before]["at_s"]
+    print(
+        f"notice to drained: {drained['at_s'] - noticed_s:.1f} s, "
+        f"to replacement launched: {replaced_s - noticed_s:.1f} s"
+    )
     follow = "ray job logs --follow --address http://127.0.0.1:8265 two"
     said = cluster.on_head(follow)
     assert "ONE kept" in said
@@ -199,9 +227,19 @@ def test_an_empty_zone_and_a_notice_on_a_busy_node(cloud: Cloud, cluster: RayUp)
 def test_a_head_whose_ray_died_comes_up_again_without_orphan_or_duplicate(
     cloud: Cloud, cluster: RayUp
 ) -> None:
-    """Scenario 6."""
+    """Scenario 6, and what a person asks of a cluster that is up."""
     assert "GPU" in cluster.job(GPU_JOB)
     [head] = cloud.instances(pool="head")
+    status = cluster.sundog("status")
+    assert status["head_error"] == ""
+    assert {n["pool"] for n in status["nodes"]} == {"head", "a10g"}
+    [worker] = [n for n in status["nodes"] if n["pool"] == "a10g"]
+    assert (worker["market"], worker["used"] is not None) == ("spot", True)
+    assert status["usd_hour"] > 0
+    joined = cluster.sundog("join")
+    assert Path(joined["env"]["RAY_AUTH_TOKEN_PATH"]).read_text() == "1" * 64
+    assert any("a10g" in line for line in cluster.sundog("logs"))
+    assert cluster.sundog("drain", worker["id"], "--yes")["state"] == "draining"
     before = {i["InstanceId"] for i in cloud.instances()}
     cluster.on_head("pkill -9 gcs_server")  # in the node's own process namespace
     # Ray gives a raylet 30 s to start, which a busy machine can miss; a person would go again.

@@ -7,3 +7,8 @@ output "security_group" {
   value       = aws_security_group.nodes.id
   description = "`network: {security_group: …}` of the spec"
 }
+
+output "join_policy" {
+  value       = aws_iam_policy.join.arn
+  description = "attach it to whoever may `sundog cluster join`"
+}

@@ -146,3 +146,35 @@ resource "aws_iam_instance_profile" "node" {
   name = "sundog-node"
   role = aws_iam_role.node.name
 }
+
+# For colleagues who `sundog cluster join`: SSH by their own identity, into this cluster only.
+data "aws_iam_policy_document" "join" {
+  statement {
+    sid       = "FindTheHead"
+    actions   = ["ec2:DescribeInstances"]
+    resources = ["*"]
+  }
+
+  statement {
+    sid       = "ConnectToTheClusters"
+    actions   = ["ec2-instance-connect:SendSSHPublicKey", "ssm:StartSession"]
+    resources = [local.instances]
+    condition {
+      test     = "StringEquals"
+      variable = "aws:ResourceTag/ray-cluster-name"
+      values   = [var.cluster]
+    }
+  }
+
+  statement {
+    sid       = "ThroughSessionManager"
+    actions   = ["ssm:StartSession"]
+    resources = ["arn:aws:ssm:${var.region}::document/AWS-StartSSHSession"]
+  }
+}
+
+resource "aws_iam_policy" "join" {
+  name   = "sundog-join-${var.cluster}"
+  policy = data.aws_iam_policy_document.join.json
+  tags   = local.tags
+}

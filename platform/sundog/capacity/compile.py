@@ -115,6 +115,13 @@ def _header(bought: Bought, name: str, plain: bool, warnings: list[str]) -> str:
 
 
 def compiled_name(spec_path: str | Path) -> Path:
-    """Where the compiled file of a spec lies: `specs/x.yaml` -> `x.yaml` beside the folder."""
+    """Where the compiled file of a spec lies: `specs/x.yaml` -> `x.yaml` beside the folder.
+
+    Elsewhere `x.yaml` -> `x.ray.yaml`: a spec is never written over.
+    """
     path = Path(spec_path)
-    return (path.parent.parent if path.parent.name == "specs" else path.parent) / path.name
+    if path.parent.name == "specs":
+        return path.parent.parent / path.name
+    if path.absolute().parent.name == "specs":  # named from inside the folder
+        return Path("..") / path.name
+    return path.with_name(f"{path.stem}.ray.yaml")

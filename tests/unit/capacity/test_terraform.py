@@ -82,3 +82,12 @@ def test_the_head_may_do_what_the_provider_calls() -> None:
     for call, permission in calls.items():
         assert call in source
         assert permission in may
+
+
+def test_who_joins_may_enter_this_cluster_and_change_nothing() -> None:
+    join = statements("join")
+    assert {a for s in join.values() for a in s["actions"]} == {
+        "ec2:DescribeInstances", "ec2-instance-connect:SendSSHPublicKey", "ssm:StartSession"
+    }  # fmt: skip
+    [condition] = join["ConnectToTheClusters"]["condition"]
+    assert condition["variable"] == "aws:ResourceTag/ray-cluster-name"
