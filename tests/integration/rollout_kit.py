@@ -64,7 +64,7 @@ def register(
         (TensorSpec("x", "FP32", (-1, width)),), (TensorSpec("scores", "FP32", (-1, 2)),)
     )
     return Registry(open_root(root_url)).import_python(
-        name, source, "tuned:Tuned", signature, alias=alias
+        name, source, "tuned:Tuned", signature, alias=alias, new_signature=width != 1
     )
 
 

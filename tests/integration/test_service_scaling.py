@@ -90,3 +90,15 @@ def test_a_profile_finds_the_time_of_a_call_and_is_kept_beside_the_version(servi
     )  # fmt: skip
     assert "even on an idle replica" in never
     assert httpx.get(f"{service.gateway}/v2/models/scaled/ready", trust_env=False).is_success
+
+
+def test_an_idle_service_sleeps_and_the_first_request_is_held_until_it_is_awake(service):
+    service.deploy({}, replicas="0..2", keep_warm="5s", hold="60s", deadline="90s")
+    until("it sleeps", lambda: replicas(service)[0] == 0, 120)
+    until("nobody is there", lambda: service.row()["replicas"] == 0, 60)
+    assert httpx.get(f"{service.gateway}/v2/models/scaled/ready", trust_env=False).is_success
+    answer = httpx.post(
+        f"{service.gateway}/v2/models/scaled/infer", content=body(3), timeout=90, trust_env=False
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [1.0, 0.0]

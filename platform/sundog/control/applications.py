@@ -41,8 +41,13 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
         options["runtime_env"] = {"pip": list(spec.requirements)}
     # References to secrets travel, never values: each replica looks its own up.
     place = place | {"environment": spec.model_dump(mode="json", include={"env", "secrets"})}
+    # A fixed number cannot be zero; nothing that Serve could scale by ever comes to a handle.
+    asleep = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
+    number: dict[str, Any] = (
+        {"num_replicas": replicas} if replicas else {"autoscaling_config": asleep}
+    )
     deployment = serve.deployment(
-        Model, name="Model", num_replicas=replicas, ray_actor_options=options,
+        Model, name="Model", ray_actor_options=options, **number,
         user_config={"digest": spec_digest(spec), "place": place},
         max_ongoing_requests=64, health_check_period_s=1, graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,

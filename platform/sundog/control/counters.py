@@ -89,6 +89,12 @@ class Counters:
                     sums.running += int(lane.get("running", 0))
             return sums
 
+    def waiting(self, service: str, version: str) -> int:
+        """Requests that are held in gateways for this version now."""
+        with self._lock:
+            lanes = [g.lanes.get(service, {}).get(version, {}) for g in self._gateways.values()]
+            return sum(int(lane.get("queued", 0)) for lane in lanes)
+
     def reports(self, service: str) -> list[tuple[float, ServiceCounts]]:
         with self._lock:
             return list(self._reports.get(service, ()))

@@ -48,8 +48,9 @@ def profile_of(spec: ServiceSpec, measured: Mapping[str, Any] | None = None) -> 
         startup_s=float(known.get("startup_s", STARTUP_S)),
         service_s=service_s,
         wait_slo_s=wait_s,
-        min_replicas=max(1, spec.replicas.low),
+        min_replicas=spec.replicas.low,
         max_replicas=spec.replicas.high,
+        cold_start_worth_s=spec.keep_warm,
     )
 
 
@@ -103,7 +104,9 @@ class Scaler:
         now_s = self._clock.monotonic_s()
         for version, app in apps.items():
             key = (service, version)
-            if not app.replica_ids:
+            if not app.replicas:
+                self._begun_s.pop(key, None)  # it sleeps
+            elif not app.replica_ids:
                 self._begun_s.setdefault(key, now_s)
             elif key in self._begun_s:
                 self._started[key] = now_s - self._begun_s.pop(key)
@@ -122,7 +125,9 @@ class Scaler:
         key, now_s = (spec.service, version), self._clock.now_s()
         state = self._states.get(key)
         there = app.replicas if app.replicas is not None else profile.min_replicas
-        if now_s - self._looked_s.get(key, 0.0) < EVERY_S and state is not None:
+        wakes = there == 0 and self._counters.waiting(*key) > 0
+        due = now_s - self._looked_s.get(key, 0.0) >= EVERY_S
+        if state is not None and not due and not wakes:
             return _within(state.count, profile)
         if not self._counters.is_heard():
             # Without a gateway's word, no traffic and no news look the same: nothing changes.
@@ -131,7 +136,7 @@ class Scaler:
         self._looked_s[key] = now_s
         sums = self._counters.take_lane(*key)
         decision = decide(_snapshot(now_s, elapsed_s, app, sums), state, profile)
-        count = _within(decision.count, profile)
+        count = _within(max(decision.count, int(wakes)), profile)
         if app.replicas is not None and count != app.replicas:
             log.info("%s: version %s on %d replicas: %s", *key, count, decision.reason)
             self._store.add_event(

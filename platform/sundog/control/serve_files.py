@@ -57,8 +57,11 @@ def notes(spec: ServiceSpec) -> list[str]:
     """What of a spec has no effect, or another one than somebody may expect."""
     said = []
     low, high = spec.replicas.low, spec.replicas.high
-    if low == 0:
-        said.append(f"replicas {spec.replicas}: scaling to zero is not acted on, one replica stays")
+    if low == 0 and spec.hold < 10:
+        said.append(
+            f"hold {spec.hold:g} s: a request that wakes the service waits for a replica to start, "
+            "which takes several seconds; hold more, or keep one: replicas 1..n"
+        )
     asked = [word for word in ("p95", "p99") if getattr(spec.slo, word) is not None]
     if asked and max(low, 1) == high:
         said.append(

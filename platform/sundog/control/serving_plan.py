@@ -205,6 +205,8 @@ def decide_rolling(
     The running version's replicas are not touched by a changed spec before the outcome.
     """
     base, new = rolling.baseline, rolling.candidate
+    # Neither sleeps before the outcome: the candidate must be seen to be ready.
+    counts = {v: max(1, count) for v, count in (counts or {}).items()}
     deploys = _deploy(spec, new, apps, counts, f"{spec.model}: version {new} comes by rollout")
     if base not in apps:
         deploys += _deploy(spec, base, apps, counts, f"version {base} answers until the outcome")
@@ -253,6 +255,7 @@ def route(spec: ServiceSpec, progress: Progress) -> dict[str, Any]:
         "message": progress.message,
         "versions": {v: dict(e) for v, e in progress.entries.items()},
         "version": progress.active,
+        "may_sleep": spec.replicas.low == 0,
         **traffic,
         "feedback": "feedback" in spec.rollout.guards,
         "deadline_s": spec.deadline,

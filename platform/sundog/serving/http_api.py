@@ -182,7 +182,8 @@ class GatewayApp:
         self.calls.authorise(scope["headers"], "")
         route, chosen = self.routes.find_version(name, version)
         if verb == "ready":
-            if chosen is None or not chosen.ready:
+            # One that sleeps answers the next request, after its start.
+            if chosen is None or not (chosen.ready or route.document.get("may_sleep")):
                 raise NotServed(503, route.document["message"] or f"{name!r} is not ready", 1.0)
             return orjson.dumps({"name": name, "ready": True})
         if verb == "stats":

@@ -80,6 +80,9 @@ class ServiceSpec(Environment):
     service: Name = Field(description="the name in the URL: /v2/models/<service>/infer")
     model: Reference = Field(description="name@version or name@alias", examples=["digits@champion"])
     replicas: Range = Range(1, 1)
+    keep_warm: DurationS = Field(
+        600.0, description="replicas 0..n: how much idle time of a replica a cold start is worth"
+    )
     resources: Resources = Resources(cpus=0)
     slo: Slo = Slo()
     rollout: Rollout = Rollout()

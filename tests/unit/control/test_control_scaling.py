@@ -99,4 +99,21 @@ def test_the_slo_says_how_long_a_request_may_wait():
     tight = profile_of(spec_of(slo={"p99": "100ms", "p95": "80ms"}), {"service_s": 0.02})
     assert tight.wait_slo_s == pytest.approx(0.02)
     assert tight.service_s == 0.02
-    assert profile_of(spec_of("0..4")).min_replicas == 1
+    idle = profile_of(spec_of("0..4", keep_warm="1min"))
+    assert (idle.min_replicas, idle.cold_start_worth_s) == (0, 60.0)
+
+
+def test_an_idle_service_sleeps_and_whoever_comes_wakes_it_at_once(world):
+    spec = spec_of("0..4", keep_warm="20s")
+    for _ in range(10):
+        world.second(2, spec=spec)
+    assert world.replicas == 1
+    for _ in range(120):
+        world.second(0, spec=spec)
+    assert world.replicas == 0
+    held = {"s": {"1": {**world.totals, "arrivals": world.totals["arrivals"] + 1,
+                        "queued": 1, "running": 0}}}  # fmt: skip
+    world.clock.advance(0.6)
+    world.counters.report("g", {}, held)
+    assert world.scaler.counts(spec, {"1": world.app()}, None)["1"] >= 1
+    assert world.scaler.startup_s("s", "1") is None, "sleeping is no start-up time"

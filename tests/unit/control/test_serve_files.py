@@ -156,7 +156,8 @@ def test_a_deploy_says_what_of_a_spec_has_no_effect():
 
     assert said() == []
     assert said(replicas="1..4", slo={"p99": "50ms"}) == []
-    assert "scaling to zero" in said(replicas="0..4")[0]
+    assert said(replicas="0..4") == []
+    assert "hold 2 s" in said(replicas="0..4", hold="2s")[0]
     assert "write replicas: 2..8" in said(replicas=2, slo={"p95": "1s"})[0]
     assert "splits no traffic" in said(rollout={"strategy": "shadow", "sticky": "key"})[0]
     assert "tells nobody" in said(rollout={"webhook": "https://example.org"})[0]
