@@ -121,9 +121,12 @@ class Gateway:
         keys, metrics = KeyRing(), Metrics()
         access = AccessLog(access_log_path())
         observer, remembered = Observer(), Remembered()
-        pages = build_pages(routes, metrics, feedback.router(remembered, observer, keys))
-        calls = self.calls = Calls(routes, keys, metrics, access, observer, remembered)
         upstreams = upstreams_of(os.environ.get("SUNDOG_UPSTREAMS", ""))
+        pages = build_pages(
+            routes, metrics, feedback.router(remembered, observer, keys),
+            passes_openai=bool(upstreams),
+        )  # fmt: skip
+        calls = self.calls = Calls(routes, keys, metrics, access, observer, remembered)
         openai = Passthrough(calls, upstreams) if upstreams else None
         self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
@@ -259,7 +262,7 @@ def lanes_of(routes: Routes) -> dict[str, dict[str, dict[str, float]]]:
 
 def lane_totals(lane: Lane) -> dict[str, float]:
     stats = lane.stats
-    done, waiting = stats.success_count + stats.fail_count, len(lane.queue)
+    done, waiting = stats.success_count + stats.fail_count, lane.waiting
     return {
         "arrivals": done + waiting + lane.under_way, "completions": stats.success_count,
         "busy_s": stats.infer_s, "queued": waiting, "running": lane.under_way,

@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from sundog import __version__, telemetry
+from sundog.serving import openapi
 from sundog.serving.routes import Routes
 from sundog.serving.stats import Metrics
 
 
-def build_pages(routes: Routes, metrics: Metrics, *more: APIRouter) -> FastAPI:
+def build_pages(
+    routes: Routes, metrics: Metrics, *more: APIRouter, passes_openai: bool = False
+) -> FastAPI:
     app = FastAPI(
         title="Sundog",
         version=__version__,
@@ -48,10 +52,26 @@ def build_pages(routes: Routes, metrics: Metrics, *more: APIRouter) -> FastAPI:
     def services() -> list[dict[str, Any]]:
         return [describe(routes, name) for name in sorted(routes.services)]
 
-    @app.get("/metrics", summary="Prometheus metrics of this gateway")
+    @app.get(
+        "/metrics", summary="Prometheus metrics of this gateway", response_class=PlainTextResponse
+    )
     def prometheus() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(gauges(routes)))
 
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            made["paths"] = openapi.paths(passes_openai) | made["paths"]
+            components = made.setdefault("components", {})
+            components["schemas"] = openapi.SCHEMAS | components.get("schemas", {})
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            made["security"] = [{}, {"key": []}]
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
     return app
 
 
