@@ -143,7 +143,7 @@ def _same_search(spec: SweepSpec, record: dict[str, Any], run_id: str) -> None:
 
 def _unpriced(spec: SweepSpec, folder: RunFolder) -> list[str]:
     rates = Rates(folder.root, worker_resources(spec.run), spec.usd_node_hour)
-    return [node for node in _nodes() if rates.usd_hour(node) is None]
+    return [n for n, have in _nodes().items() if rates.holds(have) and rates.usd_hour(n) is None]
 
 
 def _nodes() -> dict[str, dict[str, float]]:

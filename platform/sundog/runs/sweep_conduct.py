@@ -224,6 +224,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             self._rows = {
                 n: (self._rates.share(have), self._rates.usd_hour(n))
                 for n, have in self._nodes().items()
+                if self._rates.holds(have)
             }
         if node in self._rows:
             return self._rows[node]

@@ -84,7 +84,15 @@ def _parallel(figure: Any, spec: SweepSpec, trials: Sequence[Trial]) -> None:
     for i, (_, ticks) in enumerate(scales):
         axis.axvline(i, color="0.75", lw=0.8, zorder=0)
         for height, label in ticks:
-            axis.text(i + 0.02, height, label, fontsize=8, va="center", color="0.25")
+            axis.text(
+                i + 0.02,
+                height,
+                label,
+                fontsize=8,
+                va="center",
+                color="0.1",
+                bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1},
+            )
     axis.set_xticks(range(len(names)), names)
     axis.set_xlim(-0.1, len(names) - 0.6)
     axis.set_yticks([])

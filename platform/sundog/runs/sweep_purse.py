@@ -34,6 +34,10 @@ class Rates:
         price = price_at(self._record(node_id), self._clock.now_s())
         return self._fallback if price is None else price
 
+    def holds(self, node: Mapping[str, float]) -> bool:
+        """Whether a trial could run on a node with these resources."""
+        return all(node.get(name, 0) >= each for name, each in self._need.items())
+
     def share(self, node: Mapping[str, float]) -> float:
         """The largest share that a trial takes of any one resource of a node, at most 1."""
         shares = [each / node[name] for name, each in self._need.items() if node.get(name, 0) > 0]

@@ -140,7 +140,8 @@ class Watched(TrialScheduler):
         return self.inner.board.choose(True).action == "resume"
 
     def statuses(self) -> dict[str, str]:
-        return {name: trial.status for name, trial in self._live.items()}
+        # A copy: a driver that is cancelled closes the book while Tune's thread still runs.
+        return {name: trial.status for name, trial in dict(self._live).items()}
 
     # --- what Tune asks ---------------------------------------------------------------------------
 
