@@ -159,6 +159,15 @@ def test_the_same_token_buys_once(cloud: Cloud, request: pytest.FixtureRequest) 
     assert cloud.bought("never") == []
 
 
+def test_spot_prices_are_by_zone_id_and_shape(cloud: Cloud) -> None:
+    if isinstance(cloud, ScriptedCloud):
+        cloud.prices = {("use1-az1", "g5.xlarge"): 0.3, ("use1-az1", "p4d.24xlarge"): 9.0}
+    found = cloud.spot_prices(["g5.xlarge"])
+    assert found
+    assert {shape for _, shape in found} == {"g5.xlarge"}
+    assert all(zone.startswith("use1-az") and usd > 0 for (zone, _), usd in found.items())
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [("InsufficientInstanceCapacity", CapacityRefused), ("VcpuLimitExceeded", QuotaRefused),

@@ -6,6 +6,7 @@ A failure costs freshness only: the prices and the order from before stay in for
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,12 +35,14 @@ class Upkeep:
         self._prices_s = clock.now_s() + PRICES_EVERY_S
         self._records_s = clock.now_s()
         self.records: dict[str, Record] = {}
+        self._lock = threading.Lock()
 
     def step(self) -> None:
         now_s = self._clock.now_s()
-        if now_s < self._prices_s:
-            return
-        self._prices_s = now_s + PRICES_EVERY_S
+        with self._lock:  # one of the threads that list nodes at once does it
+            if now_s < self._prices_s:
+                return
+            self._prices_s = now_s + PRICES_EVERY_S
         if now_s >= self._records_s:
             self._records_s = now_s + RECORDS_EVERY_S
             self._read_records(now_s)

@@ -76,7 +76,8 @@ def typed(error: Exception) -> CapacityError:
         return kind(f"{code}: {message}", _FIX.get(kind, ""))
     if isinstance(error, botocore.exceptions.NoCredentialsError):
         return AuthRefused(str(error), "run `aws configure`, or set AWS_PROFILE")
-    return Transient(f"{type(error).__name__}: {error}")
+    fix = "check the network, the region and AWS_ENDPOINT_URL"
+    return Transient(f"{type(error).__name__}: {error}", fix)
 
 
 class AwsCloud:
