@@ -6,6 +6,7 @@ true, and remembers jumps that no slope announced. Pure; knows nothing of replic
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from sundog.serving.demand import Bin, slope_slots_s
@@ -15,14 +16,14 @@ _JUMP_APART_S = 60.0
 _TRUST_WEIGHT = 2.0
 _TRUST_STEP = 0.1
 _MOST_JUMPS = 64
-# The next jump may be the largest yet: carry half as much again as the largest seen.
-_RESERVE = 1.5
 _STOPPED = 0.1
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What was expected at `at_s` for one start-up time later."""
+    """What was expected at `at_s` for one start-up time later; `margin` is what the replicas asked
+    for then had to spare beyond it, in slots.
+    """
 
     at_s: float
     demand: float
@@ -106,13 +107,14 @@ def reserve_slots(state: Forecaster, demand: float) -> float:
     """Slots to have ready for a jump like those of the last half hour, 0 if there was none.
 
     The largest jump on top of the demand of now, or the highest demand seen, whichever is less,
-    and half as much again.
+    and more the fewer were seen: what n jumps say of the next is as sure as the root of n.
     """
     if not state.jumps:
         return 0.0
     largest = max(size for _, size in state.jumps)
     highest = max((size for _, size in state.peaks), default=0.0)
-    return min(demand + _RESERVE * largest, _RESERVE * highest)
+    carried = 1.0 + 1.0 / math.sqrt(len(state.jumps))
+    return min(demand + carried * largest, carried * highest)
 
 
 def _trust(

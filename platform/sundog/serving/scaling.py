@@ -140,8 +140,10 @@ def decide(snapshot: Snapshot, state: State | None, profile: Profile) -> Decisio
     expected, rises = forecast.expect(
         state.forecaster, state.bins, demand, service_s, profile.startup_s
     )
-    margin = margin_slots(expected, state.service, profile.wait_slo_s)
-    state = _learn(snapshot, state, profile, demand, expected, margin, rises)
+    # A jump is what the replicas asked for could not take, so what rounding up adds counts too.
+    asked = _replicas(expected + margin_slots(expected, state.service, profile.wait_slo_s), profile)
+    spare = asked * profile.slots - expected
+    state = _learn(snapshot, state, profile, demand, expected, spare, rises)
     wishes = _wishes(snapshot, state, profile, demand, expected)
     best = max(wishes, key=lambda wish: wish.replicas)
     state, count, why = _settle(snapshot, state, profile, best)
@@ -156,8 +158,8 @@ def margin_slots(demand: float, service: ServiceTime, wait_slo_s: float) -> floa
 
 
 def hold_s(profile: Profile) -> float:
-    """How long a count is held after it was last wanted: half of what a new start would cost."""
-    return max(profile.startup_s / 2, 10.0)
+    """How long a count is held after it was last wanted: a third of what a new start would cost."""
+    return max(profile.startup_s / 3, 10.0)
 
 
 def _observe(snapshot: Snapshot, state: State, profile: Profile) -> State:
@@ -231,9 +233,11 @@ def _wishes(
     wishes = [_Wish(_replicas(total, profile), f"{words}, {total - base:.1f} spare")]
     reserve = forecast.reserve_slots(state.forecaster, demand)
     if reserve > 0.0 and not _may_sleep(state, profile):
-        # One more than the least: no start-up follows a jump from a single busy replica.
+        # Before a whole memory of jumps was watched the largest is yet to come, and no start-up
+        # follows a jump from a single busy replica.
+        watched = snapshot.now_s - state.born_s >= forecast.JUMP_MEMORY_S
         jumps = len(state.forecaster.jumps)
-        count = max(_replicas(reserve, profile), 2)
+        count = max(_replicas(reserve, profile), 1 if watched else 2)
         words = f"{jumps} sudden {'jump' if jumps == 1 else 'jumps'} in the last half hour"
         wishes.append(_Wish(count, f"{words}, {reserve:.1f} slots in reserve"))
     due = calendar.expected_slots(state.onsets, snapshot.now_s, profile.startup_s)
