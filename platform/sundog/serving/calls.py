@@ -54,7 +54,8 @@ class Calls:
         self.metrics = metrics or Metrics()
         self.log = log or AccessLog(None)
         self.observer = observer or Observer()
-        self.remembered = remembered or Remembered()
+        # An empty one is false: it has a length.
+        self.remembered = Remembered() if remembered is None else remembered
         self.closing = False
 
     @property

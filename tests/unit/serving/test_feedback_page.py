@@ -5,10 +5,16 @@ from __future__ import annotations
 from starlette.testclient import TestClient
 
 from sundog.security.authoriser import ANONYMOUS, Refusal
+from sundog.serving.calls import Calls
 from sundog.serving.feedback import Remembered, router
 from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
 from sundog.serving.stats import Metrics
+
+
+def test_the_page_and_the_requests_share_what_is_remembered():
+    remembered = Remembered()
+    assert Calls(Nobody(), Scoped(), remembered=remembered).remembered is remembered
 
 
 class Nobody:
