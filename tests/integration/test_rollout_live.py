@@ -131,7 +131,7 @@ def test_a_version_with_errors_comes_back_and_few_have_met_it(service):
     assert digits.registry.aliases("canary-bad")["champion"] == 1
     words = digits.cli("rollout", "status", "canary-bad")
     assert "evidence of harm" in words
-    assert "1 to 1" in words
+    assert "100% to version 1" in words
 
 
 @pytest.mark.slow
@@ -228,7 +228,9 @@ def test_ab_sticks_by_header_until_somebody_decides(service):
     users = {f"u{i}": version_of(f"u{i}") for i in range(40)}
     assert set(users.values()) == {"1", "2"}
     assert all(version_of(user) == version for user, version in users.items())
-    assert "2 to" not in digits.cli("rollout", "pause", "ab").splitlines()[0]
+    paused = digits.cli("rollout", "pause", "ab")
+    assert "paused" in paused.splitlines()[0]
+    assert "50% to version 2" in paused
     digits.cli("rollout", "resume", "ab")
     digits.cli("rollout", "promote", "ab", "--yes")
     until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})

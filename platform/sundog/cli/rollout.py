@@ -48,7 +48,9 @@ def status(service: Service, as_json: Json = False) -> None:
 def show(out: Output, document: dict[str, Any]) -> None:
     now_s, phase = WALL.now_s(), document["phase"]
     model, plan = document["model"], document["plan"]
-    shares = ", ".join(f"{w:.4g} to {v}" for v, w in document["weights"].items() if w)
+    shares = ", ".join(
+        f"{100 * w:.4g}% to version {v}" for v, w in document["weights"].items() if w
+    )
     step = ""
     if phase == "stepping":
         step = f", step {document['step'] + 1} of {len(plan['steps'])}"
