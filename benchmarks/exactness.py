@@ -22,7 +22,7 @@ import torch
 
 from sundog import Columns, Recipe
 from sundog.runs.goodput import Account
-from sundog.runs.loop import SAVE, YIELD
+from sundog.runs.loop import HANDOVER, YIELD
 from sundog.runs.processes import Ended, Job, LocalGroup
 from sundog.runs.verify import verify
 from sundog.spec.run import RunSpec
@@ -127,10 +127,7 @@ def _strike(group: LocalGroup, kind: str, rng: random.Random) -> None:
         for _ in range(min(2, members)):
             group.kill(rng.randrange(len(group.members)))
     else:
-        if kind == "notice":
-            group.ask(SAVE)  # a checkpoint inside the notice
-            time.sleep(0.02)
-        group.ask(YIELD)
+        group.ask(HANDOVER if kind == "notice" else YIELD)  # a checkpoint inside the notice
     group.settle()
     if kind in ("notice", "resize") and len(group.members) > 1:
         group.kill(rng.randrange(len(group.members)))  # it left its group before
@@ -163,8 +160,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--quick", action="store_true", help="60 steps, 4 faults")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--quick", action="store_true", help="60 steps, 4 faults, two seeds")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     steps, faults = (60, 4) if arguments.quick else (arguments.steps, arguments.faults)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import pytest
 pytestmark = pytest.mark.timeout(600)
 MEMORY = 128 * 2**20
 RECIPE = '''
-import time
+import os, time
 import numpy as np, torch
 from sundog import Columns, Recipe
 
@@ -30,6 +31,8 @@ class Slow(Recipe):
     def dataset(self, split):
         if split != "train":
             raise KeyError(split)
+        if self.params.get("asks"):
+            assert len(os.environ[self.params["asks"]]) == 32
         x = torch.tensor(np.random.default_rng(1).normal(size=(500, 4)), dtype=torch.float32)
         return Columns(input=x, y=x.sum(1, keepdim=True))
     def loss(self, model, batch, rng):
@@ -77,6 +80,7 @@ class Scene:
             initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY}
         )
         ray.init(address=self.cluster.address, log_to_driver=False)
+        self.folder, self.session = folder, ray._private.worker._global_node.get_session_dir_path()
         self.error: BaseException | None = None
 
     def node(self):
@@ -155,7 +159,9 @@ def notice(scene: Scene) -> None:
 
     scene.node()
     second = scene.node()
-    scene.start(steps=900)
+    # After the nodes have started: they must not have it from their own environment.
+    secret = os.environ["SECRET_HERE"] = uuid.uuid4().hex
+    scene.start(steps=900, params={"asks": "KEY"}, secrets={"KEY": "env:SECRET_HERE"})
     scene.working(2)
     assert not scene.run.checkpoint_steps()
     Gcs(scene.cluster.address).drain(second.node_id, time.time() + 30, "spot notice")
@@ -186,6 +192,11 @@ def notice(scene: Scene) -> None:
     verdict = verify(scene.root, "r")
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 900)
     assert verdict.worlds == (1, 2)
+    # Every worker, the standby too, had the secret; nothing that was stored or logged has it.
+    for place in (Path(scene.folder, "root"), Path(scene.session)):
+        for file in place.rglob("*"):
+            if file.is_file():
+                assert secret.encode() not in file.read_bytes(), file
 
 
 def raylet(scene: Scene) -> None:

@@ -96,6 +96,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
 
     pool: Pool
     stamps: dict[str, Any]
+    private: dict[str, str]
 
     def _start_impl(self, builder: Any) -> None:
         context = self._worker_group_context
@@ -116,7 +117,8 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
             token = uuid.uuid4().hex
             self.stamps["token"] = token
             try:
-                ray.get([w.actor.execute.remote(train_slot.begin, token) for w in workers])
+                begin = train_slot.begin
+                ray.get([w.actor.execute.remote(begin, token, self.private) for w in workers])
                 self._init_train_context(workers, sync_actor)
             except RayError as error:  # one died meanwhile: the others are still good
                 self.pool.parked += workers
@@ -167,6 +169,7 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         self.resizer = resizer
         self.pool = Pool()
         self.stamps: dict[str, Any] = {}
+        self.private: dict[str, str] = {}
         self.flag = resizer.flags["yield"]
         self.start_standby: Callable[[], Any] | None = None
         self._told: set[str] = set()
@@ -251,7 +254,7 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
             return
         for _ in range(min(missing, self._places(leaving))):
             actor = self.start_standby()
-            ref = actor.execute.remote(train_slot.warm, self.resizer.prepare)
+            ref = actor.execute.remote(train_slot.warm, self.resizer.prepare, self.private)
             self.pool.standby.append(Standby(actor, ref))
 
     def _places(self, leaving: dict[str, float]) -> int:
@@ -298,7 +301,9 @@ class ElasticController(TrainController):  # type: ignore[misc]
         policy: ElasticPolicy = arguments["scaling_policy"]
         self._policy = policy
         # The controller builds its groups from this class: the pool and the stamps ride on it.
-        self.worker_group_cls: Any = type("BoundGroup", (ElasticWorkerGroup,), {"pool": policy.pool})
+        self.worker_group_cls: Any = type(
+            "BoundGroup", (ElasticWorkerGroup,), {"pool": policy.pool}
+        )
         super().__init__(**arguments)
 
     def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
@@ -310,6 +315,7 @@ class ElasticController(TrainController):  # type: ignore[misc]
         self._park()
         count = policy.settled(decision.num_workers)
         self.worker_group_cls.stamps = policy.stamps
+        self.worker_group_cls.private = policy.private
         self._start_worker_group(count, decision.resources_per_worker)
         group: Any = self._worker_group
         policy.start_standby = lambda: group.new_actor(decision.resources_per_worker)
@@ -322,6 +328,11 @@ class ElasticController(TrainController):  # type: ignore[misc]
             next_state=RunningState(),
         )
 
+    async def keep(self, private: dict[str, str]) -> None:
+        """Environment variables for every worker. Not an argument of the constructor: Ray stores
+        those in the GCS."""
+        self._policy.private = private
+
     def _park(self) -> None:
         if self._worker_group is not None and self._worker_group.has_started():
             self._worker_group.park(self._policy.flag)
@@ -332,9 +343,12 @@ class ElasticTrainer(DataParallelTrainer):  # type: ignore[misc]
     """A DataParallelTrainer whose workers survive resizes. The training function forms its own
     process group for the token in `train_slot.SLOT`, and returns when it yields or loses a peer."""
 
-    def __init__(self, train_loop_per_worker: Any, *, resizer: Resizer, **arguments: Any) -> None:
+    def __init__(
+        self, train_loop_per_worker: Any, *, resizer: Resizer, private: dict[str, str],
+        **arguments: Any,
+    ) -> None:  # fmt: skip
         super().__init__(train_loop_per_worker, **arguments)
-        self._resizer = resizer
+        self._resizer, self._private = resizer, private
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -352,6 +366,7 @@ class ElasticTrainer(DataParallelTrainer):  # type: ignore[misc]
             )
             .remote(**arguments)
         )
+        ray.get(controller.keep.remote(self._private))
         ray.get(controller.run.remote())
         return ray.get(controller.get_result.remote())
 

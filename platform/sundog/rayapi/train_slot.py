@@ -7,7 +7,8 @@ one piece of module-level state in the package: a process has one training threa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ class Slot:
 SLOT = Slot()
 
 
-def begin(token: str) -> None:
-    """A new group is about to start in this process."""
+def begin(token: str, private: Mapping[str, str]) -> None:
+    """A new group is about to start in this process. `private` are environment variables that no
+    record may hold: they come in a call, which Ray keeps nowhere, and not with the configuration."""
+    os.environ.update(private)
     SLOT.token, SLOT.ask = token, 0
 
 
@@ -34,10 +37,11 @@ def ask(flag: int) -> None:
     SLOT.ask = flag
 
 
-def warm(prepare: Callable[[], None]) -> str:
+def warm(prepare: Callable[[], None], private: Mapping[str, str]) -> str:
     """Do what takes long before this process joins a group; the node that it is on."""
     import ray
 
+    os.environ.update(private)
     prepare()
     return str(ray.get_runtime_context().get_node_id())
 

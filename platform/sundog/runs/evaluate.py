@@ -19,12 +19,14 @@ _CHUNK_ROWS = 256
 
 
 def evaluate(
-    recipe: Any, model: torch.nn.Module, data: Any, exchange: Exchange, device: torch.device
-) -> dict[str, float]:
+    recipe: Any, model: torch.nn.Module, data: Any, exchange: Exchange, device: torch.device,
+    together: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """Means over all rows of `data` of the loss and of what `recipe.metrics` reports.
 
     The rows are cut into chunks that do not depend on the number of workers, and the chunks' sums
-    are added in their order, in float64: so the result does not depend on it either.
+    are added in their order, in float64: so the result does not depend on it either. `together`:
+    a forward pass needs all workers, so who has fewer chunks measures one again.
     """
     model.eval()
     chunks = -(-len(data) // _CHUNK_ROWS)
@@ -32,8 +34,12 @@ def evaluate(
     fault: RecipeError | None = None
     try:
         with torch.no_grad():
-            for chunk in range(*share(chunks, exchange.world, exchange.rank)):
+            own = range(*share(chunks, exchange.world, exchange.rank))
+            for chunk in own:
                 mine[chunk] = _measure(recipe, model, data, chunk, device)
+            most = -(-chunks // exchange.world)
+            for _ in range(most - len(own) if together else 0):
+                _measure(recipe, model, data, 0, device)
     except RecipeError as error:
         fault = error  # everybody must still take part in the gathering
     gathered = exchange.gather((mine, fault))

@@ -5,6 +5,7 @@ Reads what the workers post and adds it up; decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sundog import telemetry
@@ -14,6 +15,7 @@ from sundog.runs.bill import Bill, Prices
 from sundog.runs.driver import say
 from sundog.runs.goodput import Account, Meter
 from sundog.runs.stages import Change, change
+from sundog.runs.worker import STOP_ASKED
 from sundog.storage.runs import RunFolder
 
 _PRINT_EVERY_S = 1.0
@@ -21,14 +23,23 @@ _RECORD_EVERY_S = 2.0
 _PATIENCE_S = 30.0
 _POINT_EVERY_S = 1.0  # of the curve, and ever more rarely: a long run has no larger file for it
 _POINTS_PER_LIFE = 300
+_STOPPING_S = 2.0  # until workers have heard of it and the last checkpoint is written
 _CHANGES_KEPT = 99  # of the group, in the record; all of them are among the events
 
 
 class Follower:
     """Shows what the workers post: lines for people, the record for everybody else."""
 
-    def __init__(self, folder: RunFolder, channel: Channel) -> None:
-        self._folder, self._channel = folder, channel
+    def __init__(
+        self,
+        folder: RunFolder,
+        channel: Channel,
+        max_usd: float | None = None,
+        observers: Sequence[Callable[[dict[str, Any]], None]] = (),
+    ) -> None:
+        self._observers = observers
+        self._folder, self._channel, self._max_usd = folder, channel, max_usd
+        self._budget_said = False
         self._last: dict[str, Any] = {}
         self._printed_s, self._recorded_s = float("-inf"), float("-inf")
         self._started_s = WALL.now_s()
@@ -39,6 +50,7 @@ class Follower:
         before = folder.record()
         self._meter.account = Account.of(before.get("account") or {})
         self._bill = Bill(Prices(folder.root), before.get("node_hours") or 0.0, before.get("usd"))
+        self._usd_before = self._bill.usd or 0.0
         self._changes: list[dict[str, Any]] = list(before.get("changes") or [])
 
     def __call__(self) -> None:
@@ -52,6 +64,7 @@ class Follower:
             found = self._regrouped(progress)
         self._account(progress, found)
         self._charge(progress)
+        self._watch_budget(progress)
         self._point(progress, found is not None)
         self._last = progress
         now_s = WALL.monotonic_s()
@@ -105,17 +118,35 @@ class Follower:
         if not (changed or measured or last or now_s - self._pointed_s >= every_s):
             return
         self._pointed_s = now_s
-        self._folder.event(
-            telemetry.RUN_PROGRESS, step=progress["step"], loss=progress["loss"],
-            metrics=progress["metrics"], samples_s=progress["samples_s"],
-            workers=progress["world"], goodput=self._meter.account.goodput, usd=self._bill.usd,
-        )  # fmt: skip
+        point = {
+            "step": progress["step"], "loss": progress["loss"], "metrics": progress["metrics"],
+            "samples_s": progress["samples_s"], "workers": progress["world"],
+            "goodput": self._meter.account.goodput, "usd": self._bill.usd,
+        }  # fmt: skip
+        self._folder.event(telemetry.RUN_PROGRESS, **point)
+        for observer in self._observers:
+            observer(point)
 
     def _charge(self, progress: dict[str, Any]) -> None:
         """A node is paid for from the run's first news of it to the next, work or not."""
         since_s = self._last["at_s"] if self._last else self._started_s
         nodes = (self._last or progress).get("placed") or []
         self._bill.add([worker["node_id"] for worker in nodes], since_s, progress["at_s"])
+
+    def _watch_budget(self, progress: dict[str, Any]) -> None:
+        """Ask the workers to stop while the money still pays for the stopping."""
+        if self._max_usd is None or self._budget_said:
+            return
+        usd = self._bill.usd
+        if usd is None:
+            self._budget_said = True
+            say(self._folder, "max_usd is not watched: a node of this run has no price")
+            return
+        since_s = progress["at_s"] - self._started_s
+        rate = (usd - self._usd_before) / since_s if since_s > 0 else 0.0
+        if usd + rate * _STOPPING_S >= self._max_usd:
+            self._budget_said = True
+            self._channel.post(STOP_ASKED, {"usd": usd, "max_usd": self._max_usd})
 
     def _account(self, progress: dict[str, Any], found: Change | None) -> None:
         world = progress["world"]

@@ -26,6 +26,12 @@ def young_daly_s(cost_s: float, mean_time_between_failures_s: float) -> float:
     return math.sqrt(2 * cost_s * mtbf_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - cost_s
 
 
+def loss_rate(losses: int, worker_hours: float) -> float:
+    """Losses in a worker-hour, from what a run has seen so far: the mean of a gamma posterior whose
+    prior is one loss in ten hours."""
+    return (1.0 + losses) / (1.0 / _LOSSES_PER_WORKER_HOUR + worker_hours)
+
+
 @dataclass
 class Cadence:
     """Whether it is time to save. `every` is the spec's: 'auto', an int of steps, or '600s'."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sundog.clock import WALL, Clock
-from sundog.errors import NotFound, RecipeError, RunError, StorageUnavailable
+from sundog.errors import NotFound, RecipeError, RunError, StorageUnavailable, SundogError
 from sundog.runs.evaluate import evaluate
 from sundog.runs.exchange import Exchange
 from sundog.runs.ledger import Entry, Plan
@@ -94,7 +94,7 @@ class Loop:
         self.sampler = self.plan.sampler
         self.steps = spec.steps or self.sampler.steps_in(spec.epochs or 1)
         self.val = optional_split(recipe, "val")
-        self.replica = Replica(spec, recipe, self.plan, self.train, self.device, self.steps)
+        self.replica = _layout(spec)(spec, recipe, self.plan, self.train, self.device, self.steps)
 
     # --- setting up -----------------------------------------------------------------------------
 
@@ -122,6 +122,10 @@ class Loop:
         last good checkpoint, else the beginning. Called again with every new group."""
         self.exchange = exchange
         self.replica.seat(exchange.world, exchange.rank)
+        if self.replica.collective:  # who left took a shard along: there is only the checkpoint
+            self.step = -1
+            if self.saver:
+                self.saver.meet(exchange.world)
         plans = exchange.gather((self.step, vars(self.plan)))
         if any(plan != vars(self.plan) for _, plan in plans):
             raise RunError(
@@ -143,10 +147,21 @@ class Loop:
 
     def _restore(self) -> None:
         assert self.exchange is not None
-        found = self.saver.find(self) if self.saver and self.exchange.rank == 0 else None
-        step, _why = self.exchange.gather(found)[0] or (0, "")
-        if self.saver and step:
-            self.saver.load(self, step)
+        found, fault = None, None
+        try:
+            found = self.saver.find(self) if self.saver and self.exchange.rank == 0 else None
+        except SundogError as error:  # the others wait for the first one's word
+            fault = error
+        found, fault = self.exchange.gather((found, fault))[0]
+        step = found[0] if found else 0
+        if fault is None and self.saver and step:
+            try:
+                self.saver.load(self, step)
+            except SundogError as error:
+                fault = error
+        for one in self.exchange.gather(fault):
+            if one is not None:
+                raise one
         self.step = step
 
     def _copy_from(self, source: int) -> None:
@@ -202,7 +217,7 @@ class Loop:
                     self.after_evaluation(self)
             if done:
                 self._tell(self.losses[-1], done, self.clock.monotonic_s() - since)
-            if self.saver and self.exchange.rank == 0 and self.step > 0:
+            if self._saves and self.step > 0:
                 self._save(flag == SAVE or self.step == self.steps)
             if self.step >= self.steps:
                 return self._finish()
@@ -225,11 +240,13 @@ class Loop:
         indices = self.sampler.indices(self.step, start, stop)
         if ahead := getattr(self.train, "ahead", None):
             ahead(self.sampler.indices(self.step + 1, start, stop))
-        flag = FAILED if self._failure else self.asked()
-        if not self._failure:
+        flag = FAILED if self._failure else max(self.asked(), self._wish())
+        if not self._failure or self.replica.collective:  # the others cannot compute alone
             try:
                 self.replica.compute(self.step, indices, start)
             except (RecipeError, ArithmeticError) as error:
+                if self.replica.collective and world > 1:
+                    raise  # the others wait in the model's own exchange, where no word can reach them
                 self._failure, flag = error, FAILED
         total, headers = self.exchange.sum(
             self.plan.count, self.replica.slots, (fingerprint(indices), flag)
@@ -268,8 +285,9 @@ class Loop:
         prefix = "" if split == "val" else f"{split}_"
         torch.manual_seed(mix(self.spec.seed, _EVAL, self.step))
         found = evaluate(
-            self.recipe, self.model, self.val if data is None else data, self.exchange, self.device
-        )
+            self.recipe, self.model, self.val if data is None else data, self.exchange, self.device,
+            together=self.replica.collective,
+        )  # fmt: skip
         self.metrics |= {
             (f"{split}_loss" if name == "loss" else prefix + name): v for name, v in found.items()
         }
@@ -284,6 +302,19 @@ class Loop:
                 self.exchange.world, self.metrics,
             )
         )  # fmt: skip
+
+    @property
+    def _saves(self) -> bool:
+        """Whether this worker writes: the first one for all, or everybody the own shards."""
+        assert self.exchange is not None
+        return self.saver is not None and (self.replica.collective or self.exchange.rank == 0)
+
+    def _wish(self) -> int:
+        """Where saving takes all workers, the first one says when."""
+        assert self.exchange is not None
+        if not (self.replica.collective and self.saver and self.exchange.rank == 0):
+            return GO_ON
+        return SAVE if self.saver.due(self) else GO_ON
 
     def _save(self, now: bool) -> None:
         assert self.saver is not None
@@ -301,11 +332,13 @@ class Loop:
             if self.saver:
                 self.saver.close()
             return Outcome("failed", self.step, self.metrics, why, fix)
-        if flag == HANDOVER and self.saver and self.exchange.rank == 0:
+        if self._saves and (flag == HANDOVER or self.replica.collective):
             self._save(now=True)
         if flag in (YIELD, HANDOVER):
+            if self.saver and self.replica.collective:
+                self.saver.settle()  # the next group reads it
             return Outcome("yielded", self.step, self.metrics)
-        if self.saver and self.exchange.rank == 0:
+        if self.saver and self._saves:
             self.saver.offer(self, now=True)
             self.saver.close()
         return Outcome("stopped", self.step, self.metrics)
@@ -318,7 +351,7 @@ class Loop:
         try:
             if self._failure:
                 raise self._failure
-            if self.saver and self.exchange.rank == 0:
+            if self.saver and self._saves:
                 self.saver.close()
         except (StorageUnavailable, RunError) as error:
             self._failure = error
@@ -326,6 +359,14 @@ class Loop:
         if faults:
             return Outcome("failed", self.step, self.metrics, *faults[0])
         return Outcome("finished", self.step, self.metrics)
+
+
+def _layout(spec: RunSpec) -> type[Replica]:
+    if spec.layout == "ddp":
+        return Replica
+    from sundog.runs.sharded import Sharded
+
+    return Sharded
 
 
 def optional_split(recipe: Any, split: str) -> Any:

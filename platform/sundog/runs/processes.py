@@ -173,14 +173,14 @@ def _member(job: Job, pipe: Any, ask: Any, step: Any, losses: Any) -> None:
 
     from sundog.runs.interval import Cadence
     from sundog.runs.loop import Loop
-    from sundog.runs.saver import Saver
+    from sundog.runs.saver import saver_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop = Loop(job.spec, job.recipe(), asked=lambda: int(ask.value))
     if job.root:
         from sundog.storage.root import open_root
 
-        loop.saver = Saver(
+        loop.saver = saver_of(job.spec)(
             open_root(job.root), job.folder, keep=job.spec.checkpoint.keep,
             cadence=Cadence(job.spec.checkpoint.every),
         )  # fmt: skip

@@ -32,6 +32,8 @@ _INIT = -1  # the pseudo-step that keys the randomness of the first weights
 class Replica:
     """Model, optimizer and gradients; `slots` are this worker's partial sums, loss in the last place."""
 
+    collective = False  # every worker could go on alone
+
     def __init__(
         self, spec: RunSpec, recipe: Any, plan: Plan, train: Any, device: torch.device, steps: int
     ) -> None:
@@ -155,6 +157,10 @@ class Replica:
             "optimizer": copied(self.optimizer.state_dict()),
             **({"scaler": self.scaler.state()} if self.scaler else {}),
         }
+
+    def shards(self) -> dict[str, Any]:
+        """This worker's part of the state, for a distributed checkpoint; a replica has no parts."""
+        raise RunError("a replica has no shards", "save its state")
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. RunError when it is another model's."""

@@ -22,6 +22,7 @@ from sundog.runs.interval import Cadence
 
 if TYPE_CHECKING:
     from sundog.runs.loop import Loop
+    from sundog.spec.run import RunSpec
     from sundog.storage.root import Root
 
 STATE = "state.pt"
@@ -49,6 +50,14 @@ class Saver:
         self._saved_s = clock.monotonic_s()
         self.stall_s = 0.0
 
+    def meet(self, world: int) -> None:
+        """A new group of `world` workers; where one writes for all there is nothing to do."""
+
+    def due(self, loop: Loop) -> bool:
+        """Whether it is time to save after the present step."""
+        now_s = self._clock.monotonic_s()
+        return self._cadence.due(loop.step + 1 - max(self._saved_step, 0), now_s - self._saved_s)
+
     # --- writing --------------------------------------------------------------------------------
 
     def offer(self, loop: Loop, now: bool = False) -> None:
@@ -65,7 +74,7 @@ class Saver:
             return
         self._wait()
         # The ledger's next segment is committed with this checkpoint: it names it.
-        segment, entries = _segment_name(loop.entries), loop.entries
+        segment, entries = segment_name(loop.entries), loop.entries
         loop.segments, loop.entries = [*loop.segments, *segment], []
         state = loop.snapshot()
         self._saved_step, self._saved_s = loop.step, began
@@ -127,14 +136,31 @@ class Saver:
 
     def load(self, loop: Loop, step: int) -> None:
         """Put the state of checkpoint `step` into the loop."""
-        state = unpack(self.checkpoints.read(step))
-        if ledger.Plan(**state["plan"]) != loop.plan:
-            raise RunError(_other_plan(state["plan"], vars(loop.plan)), _PLAN_FIX)
+        checkpoint = self.checkpoints.read(step)
+        if STATE not in checkpoint.parts:
+            raise other_layout(step, checkpoint.about.get("layout"))
+        state = unpack(checkpoint)
+        self.check_plan(state["plan"], loop)
         self._saved_step = step
         loop.adopt(state)
 
+    def check_plan(self, plan: Mapping[str, int], loop: Loop) -> None:
+        """RunError when the checkpoint was made under another plan than the loop's."""
+        if ledger.Plan(**plan) != loop.plan:
+            raise RunError(_other_plan(plan, vars(loop.plan)), _PLAN_FIX)
 
-def _segment_name(entries: list[ledger.Entry]) -> list[str]:
+
+def saver_of(spec: RunSpec) -> type[Saver]:
+    """The saver of the spec's layout."""
+    if spec.layout == "ddp":
+        return Saver
+    from sundog.runs.sharded_saver import ShardedSaver
+
+    return ShardedSaver
+
+
+def segment_name(entries: list[ledger.Entry]) -> list[str]:
+    """A fresh name for the ledger's next segment; none when nothing happened since the last."""
     if not entries:
         return []
     return [f"{entries[0].step:09d}-{entries[-1].step:09d}-{uuid.uuid4().hex[:8]}.json"]
@@ -154,8 +180,23 @@ def _other_plan(old: Mapping[str, int], new: Mapping[str, int]) -> str:
     return f"this run cannot go on: since its last checkpoint {', '.join(changes)} changed"
 
 
+def other_layout(step: int, layout: object) -> RunError:
+    return RunError(
+        f"checkpoint {step} was written with layout: {layout or 'ddp'}, this spec has another",
+        "put the layout back as it was, or start a new run",
+    )
+
+
 def unpack(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state in a checkpoint. Never unpickles anything but tensors and plain values."""
+    """The state in a checkpoint; of a sharded one the whole model's.
+
+    Unpickles nothing but tensors and plain values, except torch's index of a sharded checkpoint,
+    which the manifest's hash vouches for.
+    """
+    if STATE not in checkpoint.parts and checkpoint.about.get("layout") == "fsdp":
+        from sundog.runs.sharded_saver import whole_model
+
+        return whole_model(checkpoint)
     try:
         return torch.load(
             io.BytesIO(checkpoint.parts[STATE]), map_location="cpu", weights_only=True

@@ -16,12 +16,17 @@ from sundog.clock import WALL
 from sundog.errors import NotFound, RecipeError, RunError, SundogError
 from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
+from sundog.runs.best import best_checkpoint
 from sundog.runs.checkpoint import Checkpoints
 from sundog.runs.driver import Watcher, driving, failed, interruptible, say
 from sundog.runs.follower import Follower, count
+from sundog.runs.initial import pin
+from sundog.runs.interval import loss_rate
 from sundog.runs.lineage import lineage
+from sundog.runs.notify import notified
+from sundog.runs.observers import Observers
 from sundog.runs.resizing import RunResizer
-from sundog.runs.worker import open_recipe, train_worker
+from sundog.runs.worker import FAULT, STOP_ASKED, open_recipe, train_worker
 from sundog.security.secrets import secret_environment
 from sundog.spec.base import split_reference
 from sundog.spec.batch import BatchSpec
@@ -47,17 +52,26 @@ class Trained:
 
 def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
     """Train to the end of the spec. Raises the SundogError that ended it otherwise."""
-    with driving(folder, "train", steps=spec.steps) as done:
+    observers = Observers(folder)
+    with (
+        notified(folder, spec.webhook),
+        observers,
+        driving(folder, "train", steps=spec.steps) as done,
+    ):
         data = pin_data(folder.root, spec, folder.record().get("data"))
-        folder.update(data=data, spec=spec.model_dump(mode="json"))
+        begun = pin(folder.root, spec.init_from, folder.record().get("init_from"))
+        folder.update(data=data, init_from=begun, spec=spec.model_dump(mode="json"))
         place.check_reach(folder.root)
         place.check_fit(spec.workers.low, worker_resources(spec))
         os.environ.update(secret_environment(spec))  # the recipe is built here too
         # Fails here, before any worker starts, and not after hours when the model is registered.
         recipe = driver_recipe(folder.root, spec, data)
-        outcome = _train(spec, folder, data)
+        observers.begin()
+        outcome = _train(spec, folder, data, observers)
         if outcome["state"] == "stopped":
             done |= {"step": outcome["step"], "metrics": outcome["metrics"]}
+            if budget := outcome.get("budget"):
+                raise _over_budget(spec, folder, budget["usd"], f"at step {outcome['step']:,}")
             raise RunError(
                 f"max_time ({spec.max_time:g} s) was over at step {outcome['step']:,}",
                 f"raise it; with --run-id {folder.run_id} the run goes on from there",
@@ -119,29 +133,50 @@ def worker_resources(spec: RunSpec) -> dict[str, float]:
     return out
 
 
-def _train(spec: RunSpec, folder: RunFolder, data: str | None) -> dict[str, Any]:
+def _train(
+    spec: RunSpec, folder: RunFolder, data: str | None, observers: Observers
+) -> dict[str, Any]:
     workers = spec.workers.clamp(place.capacity(worker_resources(spec)))
     channel = Channel(folder.run_id)
     channel.clear()
     config = {
         "spec": spec.model_dump(mode="json"), "folder": folder, "data": data,
-        "directory": place.working_directory(), "environment": secret_environment(spec),
+        "directory": place.working_directory(), "environment": dict(spec.env),
         "deadline_s": WALL.now_s() + spec.max_time if spec.max_time else None,
+        "losses_per_worker_hour": _loss_rate(folder), "init_from": folder.record().get("init_from"),
     }  # fmt: skip
-    if spec.max_usd is not None:
-        say(folder, "max_usd is not watched here: the nodes of this cluster have no price")
+    spent = folder.record().get("usd")
+    if spec.max_usd is not None and spent is not None and spent >= spec.max_usd:
+        raise _over_budget(spec, folder, spent, "before it went on")
     if spec.market != "any":
         say(folder, f"market {spec.market} is not acted on yet: the cluster's pools decide it")
     say(folder, f"{folder.run_id} · {count(workers)} · {spec.recipe} · {data or 'own data'}")
-    with Watcher(Follower(folder, channel), _LOOK_EVERY_S):
+    with Watcher(Follower(folder, channel, spec.max_usd, [observers.point]), _LOOK_EVERY_S):
         for _ in range(_MOST_FRESH_STARTS):
             outcome = _fit(spec, folder, config, workers)
+            if outcome["state"] == "lost" and (fault := channel.read(FAULT)):
+                return {**outcome, "state": "failed", **fault}
             # All workers lost each other at once though none died (the network, say): start anew.
             if outcome["state"] not in ("lost", "yielded"):
-                return outcome
+                return {**outcome, "budget": channel.read(STOP_ASKED)}
     raise RunError(
         f"the workers lost each other {_MOST_FRESH_STARTS} times",
         f"see sundog logs {folder.run_id}",
+    )
+
+
+def _loss_rate(folder: RunFolder) -> float:
+    """How often workers of this run were lost or told to leave, as far as its record knows."""
+    record = folder.record()
+    gone = (telemetry.RUN_RECOVERED, telemetry.RUN_DRAINED)
+    losses = sum(c["event"] in gone for c in record.get("changes") or [])
+    return loss_rate(losses, record.get("node_hours") or 0.0)
+
+
+def _over_budget(spec: RunSpec, folder: RunFolder, usd: float, when: str) -> RunError:
+    return RunError(
+        f"max_usd (${spec.max_usd:g}) is spent: ${usd:.2f} {when}, with a checkpoint",
+        f"raise it; with --run-id {folder.run_id} the run goes on from there",
     )
 
 
@@ -163,7 +198,8 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
                 worker_runtime_env=runtime_env, **_ray_storage(folder.root, folder, scratch),
             ),
         }  # fmt: skip
-        trainer = _elastic(spec, config, arguments) or _stock(spec, arguments)
+        private = {k: v for k, v in secret_environment(spec).items() if k in spec.secrets}
+        trainer = _elastic(spec, config, arguments, private) or _stock(spec, arguments, private)
         try:
             outcome = interruptible(trainer.fit).return_value
         except TrainingFailedError as error:
@@ -173,7 +209,9 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
     return outcome
 
 
-def _elastic(spec: RunSpec, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
+def _elastic(
+    spec: RunSpec, config: dict[str, Any], arguments: dict[str, Any], private: dict[str, str]
+) -> Any:
     """Workers that outlive their group; None where this Ray is not the one that we know."""
     if os.environ.get("SUNDOG_STOCK_TRAIN"):
         return None
@@ -181,13 +219,18 @@ def _elastic(spec: RunSpec, config: dict[str, Any], arguments: dict[str, Any]) -
         from sundog.rayapi.train_elastic import ElasticTrainer
     except (ImportError, AttributeError):
         return None
-    return ElasticTrainer(train_worker, resizer=RunResizer.of(spec, config), **arguments)
+    resizer = RunResizer.of(spec, config)
+    return ElasticTrainer(train_worker, resizer=resizer, private=private, **arguments)
 
 
-def _stock(spec: RunSpec, arguments: dict[str, Any]) -> Any:
-    """The public way: all workers start again when one is lost."""
+def _stock(spec: RunSpec, arguments: dict[str, Any], private: dict[str, str]) -> Any:
+    """The public way: all workers start again when one is lost. Its configuration, which lies in
+    Ray's object store while the run lives, is the one way that it offers for secrets."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    config = arguments["train_loop_config"]
+    environment = {**config["environment"], **private}
+    arguments = {**arguments, "train_loop_config": {**config, "environment": environment}}
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     backend = "nccl" if spec.resources.gpus else "gloo"
     return TorchTrainer(
@@ -224,12 +267,23 @@ def _register(
 
     if spec.register_ is None:
         return None
-    checkpoint = Checkpoints(folder.root, f"runs/{folder.run_id}/checkpoints").latest()
+    best = best_checkpoint(folder.root, folder.run_id) if spec.checkpoint.best else None
+    latest = Checkpoints(folder.root, f"runs/{folder.run_id}/checkpoints").latest
+    checkpoint = best or latest()
+    if best is not None:
+        say(
+            folder,
+            f"the best is step {best.step:,}: {spec.checkpoint.best} {best.about['value']:.4g}",
+        )
+        metrics = dict(best.about["metrics"])
     if checkpoint is None:
         raise RunError(f"{folder.run_id} has no good checkpoint to register", "train it again")
     version, alias, why = register(
         folder.root, spec.register_, recipe, checkpoint, metrics,
-        lineage(data=data, run_id=folder.run_id, spec=spec, step=checkpoint.step),
+        lineage(
+            data=data, run_id=folder.run_id, spec=spec, step=checkpoint.step,
+            init_from=folder.record().get("init_from"),
+        ),
     )  # fmt: skip
     if version is None:
         say(folder, f"not registered as {spec.register_.as_}: {why}")

@@ -24,6 +24,8 @@ from sundog.spec.run import RunSpec
 from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder
 
+FAULT = "fault"  # the topic under which a worker says why it left its group
+STOP_ASKED = "stop"  # and the driver, that the run shall end at a step boundary with a checkpoint
 _TELL_EVERY_S = 0.5
 _LOG_EVERY_S = 1.0
 _MEET_S = 30.0
@@ -127,6 +129,10 @@ def run_loop(
         }
     try:
         loop.join(exchange)
+        if spec.profile and exchange.rank == 0 and loop.trace is None:
+            from sundog.runs.profiling import Profiler
+
+            loop.trace = Profiler(folder, spec.profile)
         SLOT.kept = loop if SLOT.token else None
         outcome = asdict(loop.run())
         if SLOT.token:
@@ -136,6 +142,9 @@ def run_loop(
         raise
     except SundogError as error:
         why = {"why": error.message, "fix": error.fix}
+        # Where others cannot be told inside the group, they lose this peer; the driver is told why.
+        Channel(folder.run_id).post(FAULT, why)
+        exchange.leave()
         return {"state": "failed", "step": loop.step, "metrics": loop.metrics, **why}
 
 
@@ -153,10 +162,12 @@ def _whereabouts() -> dict[str, Any]:
 def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     import torch
 
+    from sundog.runs.best import Best
     from sundog.runs.fit import settle_micro_batch
+    from sundog.runs.initial import kept_own, load_weights
     from sundog.runs.interval import Cadence
     from sundog.runs.loop import Loop
-    from sundog.runs.saver import Saver
+    from sundog.runs.saver import saver_of
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
     device = "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
@@ -164,15 +175,26 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
         folder.root, f"runs/{folder.run_id}", spec, recipe, torch.device(device)
     )
     loop = Loop(spec, recipe, device=device, asked=_asked(config.get("deadline_s")))
+    if config.get("init_from"):
+        own = load_weights(folder.root, config["init_from"], loop.model)
+        print(f"begins with the weights of {config['init_from']}" + kept_own(own), flush=True)
+    if spec.checkpoint.best:
+        loop.after_evaluation = Best(
+            folder.root, f"runs/{folder.run_id}", spec.checkpoint.best,
+            lambda fields: folder.event(telemetry.RUN_BEST, **fields),
+        )  # fmt: skip
 
     def note(event: str, fields: Mapping[str, Any]) -> None:
         folder.event(_EVENTS[event], **fields)
         if event == "skipped":
             print(f"{fields['why']}; going on from the one before", flush=True)
 
-    loop.saver = Saver(
+    loop.saver = saver_of(spec)(
         folder.root, f"runs/{folder.run_id}", keep=spec.checkpoint.keep,
-        cadence=Cadence(spec.checkpoint.every, spec.workers.high or 1), note=note,
+        cadence=Cadence(
+            spec.checkpoint.every, spec.workers.high or 1, config["losses_per_worker_hour"]
+        ),
+        note=note,
     )  # fmt: skip
     return loop
 
@@ -220,6 +242,8 @@ class Teller:
         self.placed: list[dict[str, Any]] = []  # by rank
 
     def __call__(self, progress: Any) -> None:
+        from sundog.runs.loop import STOP
+
         now_s = WALL.monotonic_s()
         last_step = progress.step == progress.steps
         if self._rank != 0 or (now_s - self._last_s < _TELL_EVERY_S and not last_step):
@@ -232,6 +256,8 @@ class Teller:
         message |= {"tokens": getattr(self._loop.train, "context", 0)}  # of a sample
         with suppress(RuntimeError):  # the GCS may be away for a moment; the next one arrives
             self._channel.post("progress", message)
+            if self._channel.read(STOP_ASKED):
+                SLOT.ask = STOP
 
 
 class WorkerLog(io.TextIOBase):
@@ -240,13 +266,12 @@ class WorkerLog(io.TextIOBase):
     def __init__(self, folder: RunFolder, rank: int | str) -> None:
         self._folder, self._rank = folder, rank
         self._out: TextIO = sys.stdout
-        self._kept: list[str] = []
+        self._kept = [f"worker {rank} on {os.uname().nodename}, pid {os.getpid()}\n"]
         self._last_s = WALL.monotonic_s()
 
     def __enter__(self) -> WorkerLog:
         self._before = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = self
-        self._kept.append(f"worker {self._rank} on {os.uname().nodename}, pid {os.getpid()}\n")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -168,6 +168,9 @@ class RunSpec(Environment):
                 "layout: fsdp cannot begin from init_from nor keep checkpoint.best yet; "
                 "leave them out, or write layout: ddp"
             )
+        if self.layout == "fsdp" and (self.init_from or self.checkpoint.best):
+            what = "init_from" if self.init_from else "checkpoint.best"
+            raise ValueError(f"layout: fsdp does not have {what} yet; leave it out, or use ddp")
         if self.layout == "fsdp" and self.precision == "fp16":
             raise ValueError("layout: fsdp has no loss scale for fp16; write precision: bf16")
         if isinstance(self.micro_batch, int) and self.batch % self.micro_batch:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sundog.runs.interval import Cadence, young_daly_s
+from sundog.runs.interval import Cadence, loss_rate, young_daly_s
 
 
 def waste(interval_s: float, cost_s: float, mtbf_s: float) -> float:
@@ -41,3 +41,11 @@ def test_dearer_saves_and_more_workers_change_the_interval():
     for _ in range(10):
         dear.saw_stall(30.0)
     assert dear.interval_s > cheap.interval_s > many.interval_s
+
+
+def test_a_run_that_loses_workers_more_often_saves_more_often():
+    assert loss_rate(0, 0.0) == pytest.approx(0.1)
+    assert loss_rate(0, 1000.0) < 0.001
+    assert loss_rate(50, 100.0) == pytest.approx(51 / 110)
+    calm, rough = (Cadence("auto", 4, loss_rate(losses, 10.0), cost_s=0.5) for losses in (0, 40))
+    assert rough.interval_s < calm.interval_s / 3

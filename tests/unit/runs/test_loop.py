@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import Toy, toy_spec
 
-from sundog.errors import RecipeError, RunError, StorageUnavailable
+from sundog.errors import FormatTooNew, RecipeError, RunError, StorageUnavailable
 from sundog.runs.exchange import Alone
 from sundog.runs.interval import Cadence
 from sundog.runs.loop import HANDOVER, SAVE, STOP, Loop
@@ -148,6 +148,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         trained(recipe=Wider(), saver=saver(tmp_path))
 
 
+def test_a_checkpoint_of_a_newer_version_is_refused_and_kept(tmp_path):
+    trained(toy_spec(steps=5), saver=saver(tmp_path))
+    manifest = tmp_path / "runs/r/checkpoints/5/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(FormatTooNew, match="has format 99") as caught:
+        trained(saver=saver(tmp_path))
+    assert "upgrade" in caught.value.fix
+    manifest.write_text(manifest.read_text().replace('"format": 99', '"format": 1'))
+    _, outcome, curve = trained(saver=saver(tmp_path))
+    assert (outcome.state, len(curve)) == ("finished", 7)
+
+
 def test_a_root_that_cannot_be_written_any_more_ends_the_run(tmp_path, monkeypatch):
     source = saver(tmp_path)
     write = source.checkpoints.save
@@ -162,6 +174,10 @@ def test_a_root_that_cannot_be_written_any_more_ends_the_run(tmp_path, monkeypat
     assert outcome.state == "failed"
     assert (outcome.why, outcome.fix) == ("the disk is full", "make room")
     assert source.checkpoints.latest().step == 4
+    whole, _, _ = trained()
+    again, outcome, curve = trained(saver=saver(tmp_path))  # there is room again
+    assert (outcome.state, len(curve)) == ("finished", 8)
+    assert torch.equal(parameters(again), parameters(whole))
 
 
 def test_parameters_must_be_float32():

@@ -52,3 +52,29 @@ def test_the_elastic_trainer_can_be_built():
     assert ElasticWorkerGroup._start_impl is not None
     assert issubclass(ElasticTrainer, object)
     assert issubclass(ElasticController, object)
+
+
+def test_draining_nodes_and_free_resources_can_be_read():
+    from ray._private.state import GlobalState
+
+    for name in (
+        "get_draining_nodes",
+        "available_resources_per_node",
+        "get_max_resources_from_cluster_config",
+    ):
+        assert callable(getattr(GlobalState, name))
+
+
+def test_a_group_that_cannot_start_may_be_tried_again():
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    from ray.train.v2._internal.execution.failure_handling import default
+
+    assert WorkerGroupStartupFailedError in default.RETRYABLE_CONTROLLER_ERRORS
+
+
+def test_workers_say_on_which_node_they_are_and_what_they_returned():
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+    from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata
+
+    assert "node_id" in ActorMetadata.__dataclass_fields__
+    assert {"running", "error", "return_value"} <= set(WorkerStatus.__dataclass_fields__)

@@ -1,0 +1,138 @@
+"""FSDP2 on gloo with real processes against the single-process result, and its checkpoints."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from toy import Toy, toy_spec
+
+from sundog.errors import RunError
+from sundog.runs.checkpoint import Checkpoints
+from sundog.runs.exchange import Alone
+from sundog.runs.interval import Cadence
+from sundog.runs.loop import HANDOVER, Loop
+from sundog.runs.processes import Job, LocalGroup
+from sundog.runs.saver import Saver, unpack
+from sundog.runs.sharded_saver import ShardedSaver
+from sundog.runs.verify import verify
+from sundog.storage.root import open_root
+
+FSDP = {"layout": "fsdp", "exact": False, "clip": 1.0, "schedule": {"shape": "cosine"}}
+STEPS = 20
+
+
+@functools.cache
+def single() -> tuple[np.ndarray, float]:
+    """One process with the whole model."""
+    loop = Loop(toy_spec(steps=STEPS, **{**FSDP, "layout": "ddp"}), Toy())
+    loop.join(Alone())
+    outcome = loop.run()
+    return torch.cat([p.detach().flatten() for p in loop.params]).numpy(), outcome.metrics["error"]
+
+
+def saved(root, step: int) -> np.ndarray:
+    """The whole model's parameters out of a checkpoint, as registering a model reads them."""
+    state = unpack(Checkpoints(root, "runs/local/checkpoints").read(step))
+    return torch.cat([t.flatten() for t in state["model"].values()]).numpy()
+
+
+def test_three_shards_resized_to_two_come_to_the_single_process_s_result(tmp_path):
+    spec = toy_spec(steps=STEPS, checkpoint={"every": 5, "keep": 9}, **FSDP)
+    root = open_root(str(tmp_path))
+    with LocalGroup(Job(spec, Toy, str(tmp_path))) as group:
+        group.grow(3)
+        group.form()
+        assert group.wait_for(7)
+        group.ask(HANDOVER)  # all save their shards, then leave
+        assert set(group.settle()) <= {"yielded", "finished"}
+        group.form(2)  # restored at another size
+        assert {m for m in group.settle() if m != "yielded"} == {"finished"}
+        metrics = group.result().metrics
+    parameters, error = single()
+    assert np.abs(saved(root, STEPS) - parameters).max() < 1e-5
+    assert metrics["error"] == pytest.approx(error, abs=1e-4)
+    verdict = verify(root, "local")
+    assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_lost_shard_goes_back_to_the_checkpoint(tmp_path, world):
+    spec = toy_spec(steps=STEPS, checkpoint={"every": 5, "keep": 9}, **FSDP)
+    with LocalGroup(Job(spec, Toy, str(tmp_path))) as group:
+        group.grow(world)
+        group.form()
+        group.wait_for(12)
+        group.kill(world - 1)
+        assert set(group.settle()) <= {"lost", "finished"}
+        group.form()
+        assert set(group.settle()) == {"finished"}
+    assert np.abs(saved(open_root(str(tmp_path)), STEPS) - single()[0]).max() < 1e-5
+    assert verify(open_root(str(tmp_path)), "local").good
+
+
+def test_one_worker_alone_saves_and_goes_on_as_any_number(tmp_path):
+    def run(steps: int, **changes):
+        loop = Loop(toy_spec(steps=steps, **{**FSDP, **changes}), Toy())
+        loop.saver = ShardedSaver(
+            open_root(str(tmp_path)), "runs/local", keep=2, cadence=Cadence(4)
+        )
+        loop.join(Alone())
+        return loop.run()
+
+    constant = {"schedule": {"shape": "constant"}}
+    assert run(8, **constant).state == "finished"
+    assert run(STEPS, **constant).state == "finished"
+    assert verify(open_root(str(tmp_path)), "local").steps == STEPS
+    whole = Loop(toy_spec(steps=STEPS, exact=False, clip=1.0), Toy())
+    whole.join(Alone())
+    whole.run()
+    flat = torch.cat([p.detach().flatten() for p in whole.params]).numpy()
+    assert np.abs(saved(open_root(str(tmp_path)), STEPS) - flat).max() < 1e-5
+
+
+def test_the_other_layout_s_checkpoint_is_one_message(tmp_path):
+    root = open_root(str(tmp_path))
+    for layout, saver in (("ddp", Saver), ("fsdp", ShardedSaver)):
+        loop = Loop(toy_spec(steps=8, layout=layout, exact=False), Toy())
+        loop.saver = saver(root, "runs/local", keep=2, cadence=Cadence(4))
+        if layout == "ddp":
+            loop.join(Alone())
+            loop.run()
+        else:
+            with pytest.raises(RunError, match="written with layout: ddp"):
+                loop.join(Alone())
+
+
+def test_a_checkpoint_of_another_sharded_model_is_refused(tmp_path):
+    root = open_root(str(tmp_path))
+
+    class Wider(Toy):
+        def model(self):
+            return torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Linear(9, 1))
+
+    for recipe in (Toy(), Wider()):
+        loop = Loop(toy_spec(steps=8, layout="fsdp", exact=False), recipe)
+        loop.saver = ShardedSaver(root, "runs/local", keep=2, cadence=Cadence(4))
+        if isinstance(recipe, Wider):
+            with pytest.raises(RunError, match="of another model"):
+                loop.join(Alone())
+        else:
+            loop.join(Alone())
+            loop.run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "write exact: false"),
+        ({"exact": False, "precision": "fp16"}, "no loss scale for fp16"),
+        ({"exact": False, "init_from": "digits@1"}, "does not have init_from yet"),
+    ],
+)
+def test_what_the_layout_cannot_do_is_not_claimed(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy_spec(layout="fsdp", **changes)
