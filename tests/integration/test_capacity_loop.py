@@ -117,6 +117,8 @@ class Loop:
 
         self.world = world
         spec = yaml.safe_load((ROOT / "cluster-configs/specs/aws-train.yaml").read_text())
+        # Ray keeps one provider a cluster for the life of the process.
+        name = spec["cluster"] = f"loop-{len(WORLD)}"
         spec["pools"] = {"a10g": spec["pools"]["a10g"]}
         spec["cloud"]["aws"]["zones"] = list(ZONES)
         source = folder / "spec.yaml"
@@ -128,7 +130,7 @@ class Loop:
         config = prepare_config(config)
         compiled = folder / "train.yaml"
         compiled.write_text(yaml.safe_dump(config))
-        provider = _get_node_provider(config["provider"], "train")
+        provider = _get_node_provider(config["provider"], name)
         head = {"ray-node-type": "head", "ray-user-node-type": "head", "ray-launch-config": "x"}
         provider.create_node(config["available_node_types"]["head"]["node_config"], head, 1)
         self.scaler = Autoscaler("test", FileConfigReader(str(compiled)), world)
