@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo up test test-slow test-cloud check bench format clean
+.PHONY: setup demo up test test-slow test-cloud check bench bench-peers format clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,18 @@ bench: setup
 	  printf '\n== benchmarks/sweep_quality.py --quick\n' && \
 	  $(BIN)/python benchmarks/sweep_quality.py $(LCBENCH) --quick --json build/bench/sweep_quality.json; \
 	else echo "benchmarks/sweep_quality.py left out: no LCBench surrogate in $(LCBENCH)"; fi
+
+# What benchmarks/gateway.py measures us against, each where its pins trouble nobody else's.
+PEERS := build/peers
+
+bench-peers: setup
+	@mkdir -p $(PEERS)
+	@for peers in "python mosec litserve bentoml" "mlserver mlserver" "triton nvidia-pytriton"; do \
+	  set -- $$peers; home=$$1; shift; \
+	  $(PYTHON) -m venv $(PEERS)/$$home && \
+	  $(PEERS)/$$home/bin/python -m pip install -q --disable-pip-version-check numpy $$* || \
+	  echo "not installed: $$*"; \
+	done
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,10 @@
 """The gateway against its peers: same model, same load, same machine, one run.
 
-    python benchmarks/gateway.py [--quick] [--json OUT] [--rows sundog,fastapi]
+    python benchmarks/gateway.py [--quick] [--json OUT] [--rows sundog,fastapi] [--peers DIR]
 
+Ray Serve runs in its three modes (its own proxy, HAProxy, HAProxy and RAY_SERVE_THROUGHPUT_OPTIMIZED)
+bare, and in the usual shape: a FastAPI deployment that calls the model by a handle. Peers that
+`make bench-peers` has installed are found by themselves; those that are not there are left out.
 Load comes from wrk (Debian: apt-get install wrk), one JSON row of 64 numbers a request, at 1, 32
 and 128 connections, the median of three windows. Every row's answer is compared with the model's
 own before it is measured. `foreign_cpu` is the share of the machine that other programs used in
@@ -34,7 +37,23 @@ from sundog.rayapi.local import LocalRay, free_ports
 
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 32, 128)
-ROWS = ("sundog", "fastapi", "ray-serve", "ray-serve-usual")
+OWN = ("sundog", "fastapi")
+_HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+_BOTH = {**_HAPROXY, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+RAY = {
+    f"ray-serve{shape}{mode}": variables
+    for shape in ("", "-usual")
+    for mode, variables in (("", {}), ("-haproxy", _HAPROXY), ("-haproxy-optimised", _BOTH))
+}
+# peer -> the environment that `make bench-peers` gives it, and where it answers
+FOREIGN = {
+    "mosec": ("python", "/inference"), "mosec-batched": ("python", "/inference"),
+    "litserve": ("python", "/predict"), "bentoml": ("python", "/infer"),
+    "mlserver": ("mlserver", "/v2/models/mlp/infer"),
+    "mlserver-worker": ("mlserver", "/v2/models/mlp/infer"),
+    "triton": ("triton", "/v2/models/mlp/infer"),
+}  # fmt: skip
+ROWS = (*OWN, *RAY, *FOREIGN)
 
 LUA = """
 wrk.method = "POST"
@@ -71,6 +90,9 @@ def make_model(folder: Path) -> tuple[Path, Any]:
     path = folder / "mlp.pt2"
     signature = export_program(model, {"pixels": torch.zeros(2, 64)}, path)
     torch.save(model.layers.state_dict(), folder / "mlp.weights.pt")
+    layers = {"w1": model.layers[0].weight, "b1": model.layers[0].bias,
+              "w2": model.layers[2].weight, "b2": model.layers[2].bias}  # fmt: skip
+    np.savez(folder / "mlp.npz", **{k: v.detach().numpy() for k, v in layers.items()})
     return path, (model, signature)
 
 
@@ -99,7 +121,10 @@ def sundog_row(folder: Path, path: Path, signature: Any) -> Iterator[tuple[str, 
 @contextmanager
 def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
     [port] = free_ports(1)
-    command = [sys.executable, str(HERE / "gateway_peers.py"), name, "--port", str(port)]
+    peer = "fastapi" if name == "fastapi" else "ray-serve"
+    if name.startswith("ray-serve-usual"):
+        peer = "ray-serve-usual"
+    command = [sys.executable, str(HERE / "gateway_peers.py"), peer, "--port", str(port)]
     command += ["--model", str(path.with_name("mlp.weights.pt"))]
     if name == "fastapi":
         with ended(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
@@ -107,7 +132,10 @@ def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
             wait(lambda: httpx.get(url, trust_env=False).status_code == 405)
             yield url, [process.pid]
         return
-    with LocalRay("file:///nonexistent", num_cpus=2, object_store_bytes=256 * 2**20) as ray:
+    with (
+        variables(RAY[name]),
+        LocalRay("file:///nonexistent", num_cpus=2, object_store_bytes=256 * 2**20) as ray,
+    ):
         environment = ray.environment() | {"RAY_ADDRESS": ray.endpoints.gcs}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         with ended(process):
@@ -120,12 +148,55 @@ def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 @contextmanager
+def foreign_row(name: str, folder: Path, python: Path) -> Iterator[tuple[str, list[int]]]:
+    """A peer in its own environment; its processes are its process and all that it starts."""
+    port = free_ports(3)[0]
+    command = [str(python), str(HERE / "gateway_foreign.py"), name, "--port", str(port)]
+    command += ["--model", str(folder / "mlp.npz")]
+    log = (folder / f"{name}.log").open("wb")
+    with log, ended(subprocess.Popen(command, stdout=log, stderr=log)) as process:
+        url = f"http://127.0.0.1:{port}{FOREIGN[name][1]}"
+        body = (folder / "body.json").read_bytes()
+        headers = {"content-type": "application/json"}
+        try:
+            wait(lambda: httpx.post(url, content=body, headers=headers, trust_env=False).is_success)
+        except SystemExit:
+            print((folder / f"{name}.log").read_text()[-2000:], file=sys.stderr)
+            raise
+        known = psutil.Process(process.pid)
+        yield url, [process.pid, *(p.pid for p in known.children(recursive=True))]
+
+
+@contextmanager
+def variables(changes: dict[str, str]) -> Iterator[None]:
+    """Set for a while in this process, and so for what it starts."""
+    before = {k: os.environ.get(k) for k in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
+        # One that ended by itself has left nothing to wait for.
+        alive = process.poll() is None
+        started = psutil.Process(process.pid).children(recursive=True) if alive else []
         process.terminate()
-        process.wait(20)
+        process.wait(30)
+        for child in started:  # some peers leave their workers behind
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                continue
 
 
 def wait(check: Any, timeout_s: float = 120) -> None:
@@ -243,14 +314,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="ours and FastAPI, one short window")
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--peers", type=Path, default=HERE.parent / "build" / "peers",
+        help="where `make bench-peers` has put them",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, help="length of a window, whole seconds")
     args = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed\n  Debian: apt-get install wrk")
-    chosen = args.rows.split(",") if args.rows else list(ROWS[:2] if args.quick else ROWS)
+    chosen = args.rows.split(",") if args.rows else list(OWN if args.quick else ROWS)
     unknown = set(chosen) - set(ROWS)
     if unknown:
         raise SystemExit(f"no such row: {', '.join(unknown)}\n  rows: {', '.join(ROWS)}")
+    pythons = {n: args.peers / home / "bin" / "python" for n, (home, _) in FOREIGN.items()}
+    absent = [n for n in chosen if n in pythons and not pythons[n].exists()]
+    if absent:
+        print(f"not installed, left out: {', '.join(absent)} (make bench-peers)", flush=True)
+    chosen = [n for n in chosen if n not in absent]
     seconds = args.seconds or (1.0 if args.quick else 8.0)
     repeats = 1 if args.quick else 3
     rows: list[dict[str, Any]] = []
@@ -271,13 +351,24 @@ def main() -> None:
         script = folder / "post.lua"
         script.write_text(LUA % (folder / "body.json"))
         for row in chosen:
-            opened = sundog_row(folder, path, signature) if row == "sundog" else peer_row(row, path)
-            with opened as (url, pids):
-                check_answer(url, body, expected)
-                rows += measure(row, url, pids, script, seconds, repeats)
+            if row in FOREIGN:
+                opened = foreign_row(row, folder, pythons[row])
+            elif row == "sundog":
+                opened = sundog_row(folder, path, signature)
+            else:
+                opened = peer_row(row, path)
+            try:
+                with opened as (url, pids):
+                    check_answer(url, body, expected)
+                    rows += measure(row, url, pids, script, seconds, repeats)
+            except SystemExit as error:  # of a peer: the others are still worth a number
+                if row in OWN:
+                    raise
+                print(f"{row}: left out: {error}", flush=True)
+                absent.append(row)
     result = {
         "format": 1, "benchmark": "gateway", "machine": machine(), "quick": args.quick,
-        "seconds": seconds, "repeats": repeats, "rows": rows,
+        "seconds": seconds, "repeats": repeats, "left_out": absent, "rows": rows,
     }  # fmt: skip
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
