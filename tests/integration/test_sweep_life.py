@@ -145,7 +145,7 @@ def test_a_budget_ends_it_and_a_larger_one_goes_on(local_ray, folder, root):
     assert record["state"] == "finished"
     assert "budget" in record["ended_by"]
     assert record["best"]
-    first_report_usd = max(t["usd"] / max(t["reports"], 1) for t in record["trials"])
+    first_report_usd = max((t["usd"] or 0) / max(t["reports"], 1) for t in record["trials"])
     assert 0 < record["usd"] <= 0.3 + 2 * first_report_usd  # two at once
     assert any(t["state"] == "waiting" for t in record["trials"])
 

@@ -81,7 +81,6 @@ def _conclude(
     done |= {
         "trials": [t.row() for t in trials], "usd": book.usd, "node_hours": book.node_hours,
         "ended_by": conductor.ending or conductor.closing, "forecast_usd": ahead.usd,
-        "message": conductor.ending or conductor.closing or "",
     }  # fmt: skip
     if conductor.fatal:
         raise RunError(*conductor.fatal)
@@ -106,6 +105,7 @@ def _conclude(
     version = register_best(spec, folder, data, best)
     if version is not None:
         done["model"] = version.ref
+    done["message"] = conductor.ending or conductor.closing or ""
     return Swept(folder.run_id, tuple(trials), best, version)
 
 
