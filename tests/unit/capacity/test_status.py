@@ -46,7 +46,7 @@ def test_nodes_by_pool_market_price_and_age(
 
 def test_a_file_of_rays_own_provider_is_refused_with_a_way_out(tmp_path: Path) -> None:
     path = tmp_path / "gcp.yaml"
-    path.write_text(compile_cluster(SPECS / "gcp.yaml").text)
+    path.write_text(compile_cluster(SPECS / "gcp.yaml", plain=True).text)
     with pytest.raises(ClusterError, match="ray status"):
         cluster_status(path)
 
