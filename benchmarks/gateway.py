@@ -50,7 +50,6 @@ FOREIGN = {
     "mosec": ("python", "/inference"), "mosec-batched": ("python", "/inference"),
     "litserve": ("python", "/predict"), "bentoml": ("python", "/infer"),
     "mlserver": ("mlserver", "/v2/models/mlp/infer"),
-    "mlserver-worker": ("mlserver", "/v2/models/mlp/infer"),
     "triton": ("triton", "/v2/models/mlp/infer"),
 }  # fmt: skip
 ROWS = (*OWN, *RAY, *FOREIGN)

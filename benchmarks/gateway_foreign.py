@@ -9,6 +9,7 @@ request of the Open Inference Protocol with its answer, at the path that `gatewa
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,8 @@ def bentoml(port: int) -> None:
              "--port", str(port)], folder)  # fmt: skip
 
 
-def mlserver(port: int, workers: int) -> None:
+def mlserver(port: int) -> None:
+    """In process: its workers of 1.7.1 do not start beside today's uvloop."""
     source = (
         "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -121,7 +123,7 @@ def mlserver(port: int, workers: int) -> None:
         )
         Path(folder, "settings.json").write_text(
             f'{{"host": "127.0.0.1", "http_port": {port}, "grpc_port": {port + 1}, '
-            f'"metrics_port": {port + 2}, "parallel_workers": {workers}, "debug": false}}'
+            f'"metrics_port": {port + 2}, "parallel_workers": 0, "debug": false}}'
         )
         run([sys.executable, "-m", "mlserver.cli.main", "start", folder], folder)
 
@@ -133,7 +135,7 @@ def triton(port: int) -> None:
     home = Path(pytriton.__file__).parent / "tritonserver"
     source = (
         "import os, sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path[:0] = {[str(Path(__file__).parent), str(home.parents[1])]!r}\n"
         "import numpy as np\nimport triton_python_backend_utils as pb\n"
         "from gateway_foreign import MODEL, Mlp\n"
         "class TritonPythonModel:\n"
@@ -153,17 +155,23 @@ def triton(port: int) -> None:
         "instance_group [{kind: KIND_CPU count: 1}]\ndynamic_batching {}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        version = Path(folder, "mlp", "1")
+        repository = Path(folder, "models")
+        version = repository / "mlp" / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text(source)
         (version.parent / "config.pbtxt").write_text(config)
-        libraries = [home / "lib", home / "external_libs"]
+        # The package keeps the stub for each Python apart from the backend.
+        backend = Path(folder, "backends", "python")
+        shutil.copytree(home / "backends" / "python", backend)
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        for stub in (home / "python_backend_stubs" / python).iterdir():
+            shutil.copy(stub, backend)
+        libraries = [home.parents[1] / "nvidia_pytriton.libs"]
         os.environ["LD_LIBRARY_PATH"] = ":".join(
             [*map(str, libraries), os.environ.get("LD_LIBRARY_PATH", "")]
         )
-        os.environ["PYTHONPATH"] = ":".join(p for p in sys.path if p.endswith("site-packages"))
-        run([str(home / "bin" / "tritonserver"), f"--model-repository={folder}",
-             f"--backend-directory={home / 'backends'}", f"--http-port={port}",
+        run([str(home / "bin" / "tritonserver"), f"--model-repository={repository}",
+             f"--backend-directory={Path(folder, 'backends')}", f"--http-port={port}",
              "--http-address=127.0.0.1", "--allow-grpc=false", "--allow-metrics=false"],
             folder)  # fmt: skip
 
@@ -179,8 +187,7 @@ def run(command: list, folder: str) -> None:
 
 PEERS = {
     "mosec": lambda port: mosec(port, False), "mosec-batched": lambda port: mosec(port, True),
-    "litserve": litserve, "bentoml": bentoml, "mlserver": lambda port: mlserver(port, 0),
-    "mlserver-worker": lambda port: mlserver(port, 1), "triton": triton,
+    "litserve": litserve, "bentoml": bentoml, "mlserver": mlserver, "triton": triton,
 }  # fmt: skip
 
 
