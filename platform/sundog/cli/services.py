@@ -80,13 +80,28 @@ def services(as_json: Json = False) -> None:
     rows = list_services()
     out.data(rows)
     out.table(
-        ["service", "state", "model", "replicas", "why"],
+        ["service", "state", "model", "version", "replicas", "why"],
         [
-            (r.get("service"), r.get("state"), r.get("model"), r.get("replicas"), r.get("message"))
+            (
+                r.get("service"),
+                r.get("state"),
+                r.get("model"),
+                _versions(r),
+                r.get("replicas"),
+                r.get("message"),
+            )
             for r in rows
         ],
         "no services; deploy one: sundog deploy deployments/digits.yaml",
     )
+
+
+def _versions(row: dict[str, Any]) -> str:
+    """`3`, or `2 90%, 3 10%` while two share the traffic."""
+    weights = row.get("weights") or {}
+    if len(weights) < 2:
+        return str(row.get("version") or "")
+    return ", ".join(f"{v} {100 * w:.3g}%" for v, w in sorted(weights.items()))
 
 
 def list_services() -> list[dict[str, Any]]:

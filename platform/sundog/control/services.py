@@ -446,28 +446,15 @@ class ServicesController:
         """Back to a version at once, without a rollout. NotFound, Conflict, ServiceError."""
         with self._lock:
             spec, record = self._spec(service), self._rollouts.live(service)
-            if record is not None and not record.ended:
+            running = record if record is not None and not record.ended else None
+            if running is not None and version in (None, running.plan.baseline):
                 self._rollouts.command(service, "abort", by)
-                if version in (None, record.plan.baseline):
-                    return {"service": service, "version": record.plan.baseline}
-                self._close(service)
+                return {"service": service, "version": running.plan.baseline}
             progress = self._progress.get(service, Progress())
-            target = version or previous_version(
-                self._store.revisions(service), model_name(spec), progress.active
-            )
-            if target is None or target == progress.active:
-                raise ServiceError(
-                    f"{service} has no earlier version" if target is None
-                    else f"{service} answers with version {target} already",
-                    "name another one: sundog rollback SERVICE VERSION; "
-                    f"`sundog models show {model_name(spec)}` lists them",
-                )  # fmt: skip
-            found = self._look_up(spec, f"{model_name(spec)}@{target}")
-            if found.version is None:
-                raise NotFound(found.fault, "`sundog models list` shows what there is")
-            _, fault = stays(spec, found, progress, None)
-            if fault:
-                raise Conflict(fault, "callers would break; deploy it as a service of its own")
+            target = self._way_back(spec, progress, version)
+            if running is not None:
+                self._rollouts.command(service, "abort", by)
+                self._close(service)
             now = self._resolve(spec).version
             why = f"rolled back from version {progress.active} to {target} by {by}"
             held = {"version": target, "instead_of": str(now or progress.active), "why": why}
@@ -475,6 +462,27 @@ class ServicesController:
             follow_alias(self._registry(spec), spec, held["instead_of"], target)
             self._looked.pop(service, None)
             return {"service": service, "version": target, "from": progress.active}
+
+    def _way_back(self, spec: ServiceSpec, progress: Progress, version: str | None) -> str:
+        """The version to return to, looked at before anything changes."""
+        model = model_name(spec)
+        target = version or previous_version(
+            self._store.revisions(spec.service), model, progress.active
+        )
+        if target is None or target == progress.active:
+            raise ServiceError(
+                f"{spec.service} has no earlier version" if target is None
+                else f"{spec.service} answers with version {target} already",
+                "name another one: sundog rollback SERVICE VERSION; "
+                f"`sundog models show {model}` lists them",
+            )  # fmt: skip
+        found = self._look_up(spec, f"{model}@{target}")
+        if found.version is None:
+            raise NotFound(found.fault, "`sundog models list` shows what there is")
+        _, fault = stays(spec, found, progress, None)
+        if fault:
+            raise Conflict(fault, "callers would break; deploy it as a service of its own")
+        return target
 
     def _spec(self, service: str) -> ServiceSpec:
         spec = self._specs.get(service)
