@@ -89,10 +89,15 @@ def show(run_id: RunId, root: RootOption = None, as_json: Json = False) -> None:
         head.append(f"step {_progress(record)}")
     if record.get("workers"):
         head.append(f"{record['workers']} workers")
+    if record.get("state") == "running":
+        head += _speed(record)
     out.say(" · ".join(part for part in head if part))
     if record.get("message"):
         out.say(f"  {record['message']}")
-    shown = {"metrics": _metrics(record), "data": record.get("data"), "model": record.get("model")}
+    shown = {
+        "metrics": _metrics(record), "data": record.get("data"), "model": record.get("model"),
+        "from": record.get("init_from"), "goodput": _goodput(record), "cost": _cost(record),
+    }  # fmt: skip
     for key, value in shown.items():
         if value:
             out.say(f"{key:<10}{value}")
@@ -102,6 +107,39 @@ def show(run_id: RunId, root: RootOption = None, as_json: Json = False) -> None:
             for k, v in event.items() if k not in ("at_s", "event", "format")
         )  # fmt: skip
         out.say(f"  {event.get('event', ''):<22}{details}")
+
+
+def _speed(record: dict[str, Any]) -> list[str]:
+    out = []
+    if record.get("tokens_s"):
+        out.append(f"{record['tokens_s']:,.0f} tokens/s")
+    elif record.get("samples_s"):
+        out.append(f"{record['samples_s']:,.0f} samples/s")
+    if record.get("eta_s"):
+        out.append(f"{duration(record['eta_s'])} to go")
+    return out
+
+
+def _goodput(record: dict[str, Any]) -> str:
+    """`94.1% · startup 1.2 · restart 1.9`: the useful share of node-seconds, the rest by name."""
+    if not record.get("goodput"):
+        return ""
+    losses = [f"{n} {100 * v:.1f}" for n, v in (record.get("losses") or {}).items() if v > 5e-4]
+    return " · ".join([f"{100 * record['goodput']:.1f}%", *losses])
+
+
+def _cost(record: dict[str, Any]) -> str:
+    """Dollars so far, and in all at the present speed; node-hours where nodes have no price."""
+    hours, usd, eta_s = record.get("node_hours"), record.get("usd"), record.get("eta_s")
+    if not hours:
+        return ""
+    if not usd:
+        return f"{hours:.3f} node-hours (its nodes have no price)"
+    text = f"${usd:.2f}, {hours:.2f} node-hours"
+    if record.get("state") == "running" and eta_s and record.get("placed"):
+        nodes = len({worker["node_id"] for worker in record["placed"]})
+        text += f" so far, about ${usd + usd / hours * nodes * eta_s / 3600:.2f} in all"
+    return text
 
 
 @app.command()
