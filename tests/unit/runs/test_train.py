@@ -5,8 +5,8 @@ import pytest
 from toy import toy_spec
 
 from sundog.errors import NotFound, RecipeError, SpecError
-from sundog.security.secrets import secret_environment
 from sundog.runs.train import driver_recipe, pin_data
+from sundog.security.secrets import secret_environment
 from sundog.storage.datasets import write_dataset
 from sundog.storage.root import open_root
 
