@@ -11,6 +11,7 @@ from sundog.cli.connection import cluster, gateway
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.clock import WALL
 from sundog.errors import ControlUnavailable, ServiceError
+from sundog.security import exposure
 
 Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait until it answers; 0: do not.")]
 
@@ -49,7 +50,21 @@ def deploy(
         if wait:
             wait_until_ready(name, wait)
         out.say(f"{name}: {gateway()}/v2/models/{name}/infer")
+    if _is_open(gateway()):
+        said.append(exposure.warning(gateway()))
+        out.say(said[-1])
     out.data({"deployed": names, "gateway": gateway(), "notes": said})
+
+
+def _is_open(address: str) -> bool:
+    """Whether others reach the gateway and it asks nobody for a key. One that is not there is not."""
+    if not exposure.beyond_this_machine(address):
+        return False
+    try:
+        answer = httpx.get(f"{address}/sundog/services", timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200
 
 
 def undeploy(

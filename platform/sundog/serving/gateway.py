@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from sundog.clock import WALL
 from sundog.errors import ServiceError
 from sundog.rayapi import serve_ports, serve_targets, session
+from sundog.security.exposure import beyond_this_machine, warning
 from sundog.security.keys import KeyRing
 from sundog.serving import feedback
 from sundog.serving.access_log import FLUSH_S, AccessLog
@@ -130,13 +130,14 @@ class Gateway:
         openai = Passthrough(calls, upstreams) if upstreams else None
         self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
+        grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
+        addresses = [a for a in (self._address, grpc_address) if a]
         background = [
-            asyncio.create_task(follow_control(routes, keys, self._address)),
+            asyncio.create_task(follow_control(routes, keys, addresses)),
             asyncio.create_task(report_forever(routes, observer)),
             asyncio.create_task(routes.sweep_forever()),
             asyncio.create_task(flush_forever(access)),
         ]
-        grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
         grpc = None
         if grpc_address:
             from sundog.serving import grpc_server
@@ -193,25 +194,13 @@ async def flush_forever(access: AccessLog) -> None:
         access.flush()
 
 
-def open_to_all(address: str) -> bool:
-    """Whether others than this machine reach the address."""
-    host, _ = parse_address(address)
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost"
+def warn_when_open(addresses: list[str], has_keys: bool) -> None:
+    for address in addresses:
+        if not has_keys and beyond_this_machine(address):
+            log.warning(warning(address))
 
 
-def warn_when_open(address: str, has_keys: bool) -> None:
-    if not has_keys and open_to_all(address):
-        log.warning(
-            "ANYBODY WHO REACHES %s MAY USE EVERY SERVICE: there is no API key yet. Make one "
-            "(`sundog keys create NAME`), and the gateway asks everybody for one, or listen on "
-            "127.0.0.1", address,
-        )  # fmt: skip
-
-
-async def follow_control(routes: Routes, keys: KeyRing, address: str) -> None:
+async def follow_control(routes: Routes, keys: KeyRing, addresses: list[str]) -> None:
     """Keep routes and keys at control's newest snapshot, for ever."""
     import ray
 
@@ -224,7 +213,7 @@ async def follow_control(routes: Routes, keys: KeyRing, address: str) -> None:
             snapshot = await control.snapshot.remote(name, *routes.version)
             if snapshot is not None and routes.apply(snapshot):
                 keys.update(snapshot["keys"])
-                warn_when_open(address, bool(snapshot["keys"]))
+                warn_when_open(addresses, bool(snapshot["keys"]))
         except (ray.exceptions.RayError, ValueError) as error:
             log.warning("control is away, serving on with the last routes: %s", error)
             control = None
