@@ -17,7 +17,6 @@ from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.applications import gateway_app, gateway_fault, model_app, model_name
 from sundog.control.applications import versions_of as _versions
-from sundog.control.profiles import kept
 from sundog.control.rollout import Record, Rollouts
 from sundog.control.scaling import Scaler
 from sundog.control.serving_plan import (
@@ -39,7 +38,6 @@ from sundog.control.serving_plan import (
 )
 from sundog.control.snapshots import Snapshots
 from sundog.control.transition import (
-    follow_alias,
     outcome,
     previous_version,
     rolling_of,
@@ -48,22 +46,16 @@ from sundog.control.transition import (
     stays,
     with_fault,
 )
-from sundog.errors import Conflict, NotFound, ServiceError, SundogError
+from sundog.control.versions import Versions
+from sundog.errors import Conflict, NotFound, ServiceError
 from sundog.rayapi import serve_apps
-from sundog.serving.replica import describe_signature
 from sundog.serving.rollout_facts import Command
 from sundog.spec import ServiceSpec
-from sundog.storage.models import Registry
-from sundog.storage.root import open_root
 from sundog.store import Lease, Store
 
-HOLDER = "service"
 MISSING_ROUNDS = 2
 """An anchor must be away this often in a row before its service goes."""
 RETIRE_AFTER_S = 10.0
-PROFILE_LOOK_S = 30.0
-REMOTE_LOOK_S = 2.0
-"""How long an alias in object storage is believed; a local one is read every round."""
 
 log = logging.getLogger("sundog.control")
 
@@ -99,7 +91,7 @@ class ServicesController:
         self._scaler = scaler
         # Commands come from other threads and change what a round reads.
         self._lock = threading.RLock()
-        self._root = root
+        self._models = Versions(root, clock)
         self._address = gateway_address
         self._clock = clock
         self._missing: dict[str, int] = {}
@@ -108,10 +100,7 @@ class ServicesController:
         self._specs: dict[str, ServiceSpec] = {}
         self._anchors: dict[str, str] = {}
         self._progress: dict[str, Progress] = {}
-        self._resolved: dict[tuple[str, str], Resolved] = {}
-        self._looked: dict[str, tuple[tuple[str, str | None], float, Resolved]] = {}
         self._stored: dict[str, Any] = {}
-        self._profiles: dict[tuple[str, str], tuple[float, dict[str, Any] | None]] = {}
         self._stepped = False
         self.gateway_message = ""
         for name, (spec, state) in store.services().items():
@@ -138,8 +127,8 @@ class ServicesController:
             decision = decisions[name] = self._decide(spec, _versions(seen.apps, name))
             for one in decision.deploys:
                 app = app_name(name, one.version)
-                deploys[app] = self._model_app(spec, one.version, one.replicas)
-                self._hold(spec, one.version)
+                deploys[app] = model_app(spec, self._models.place(spec, one.version), one.replicas)
+                self._models.hold(spec, one.version)
         # Whoever started control wants a gateway: it comes up beside the first replicas.
         if (self._specs or not self._stepped) and self._gateway_is_missing(seen):
             deploys[GATEWAY_APP] = gateway_app(self._address)
@@ -156,11 +145,11 @@ class ServicesController:
     def _decide(self, spec: ServiceSpec, apps: Mapping[str, App]) -> Decision:
         """One service's next step; a rollout's new state is stored on the way."""
         name = spec.service
-        resolved = self._resolve(spec)
+        resolved = self._models.resolve(spec)
         progress = unheld(resolved, self._progress.get(name, Progress()))
         resolved, fault = self._held(spec, resolved, progress), ""
         counts = self._scaler.counts(
-            spec, apps, progress.traffic, self._profile(spec, progress.active)
+            spec, apps, progress.traffic, self._models.profile(spec, progress.active)
         )
         record = self._rollouts.live(name)
         if record is None and starts_rollout(spec, resolved, progress):
@@ -183,7 +172,7 @@ class ServicesController:
         held = progress.held
         if held is None or str(resolved.version) == held["version"]:
             return resolved
-        return self._look_up(spec, f"{model_name(spec)}@{held['version']}")
+        return self._models.look_up(spec, f"{model_name(spec)}@{held['version']}")
 
     def _begin(
         self, spec: ServiceSpec, resolved: Resolved, progress: Progress, apps: Mapping[str, App]
@@ -206,8 +195,7 @@ class ServicesController:
             return
         spec = self._specs[name]
         if record.state.phase != "promoted":
-            follow_alias(self._registry(spec), spec, record.plan.candidate, record.plan.baseline)
-            self._looked.pop(name, None)
+            self._models.follow_alias(spec, record.plan.candidate, record.plan.baseline)
         self._rollouts.applied(record)
 
     def observe(self) -> Observation | None:
@@ -241,7 +229,8 @@ class ServicesController:
                 log.info("service %s: its anchor is gone, it is undeployed", name)
                 self._rollouts.forget(name)
                 self._scaler.forget(name)
-                self._release_all(name)
+                entries = self._progress.get(name, Progress()).entries
+                self._models.release_all(self._specs[name], entries)
                 del self._specs[name], self._missing[name]
                 self._progress.pop(name, None)
                 if self._stored.pop(name, None) is not None:
@@ -253,74 +242,7 @@ class ServicesController:
         app = seen.apps.get(self._anchors.get(name, ""))
         return app is not None and app.status != "DELETING" and ANCHOR not in app.deployments
 
-    # -- observing the registry
-
-    def _registry(self, spec: ServiceSpec) -> Registry:
-        return Registry(open_root(spec.root or self._root))
-
-    def _resolve(self, spec: ServiceSpec) -> Resolved:
-        looked = self._looked.get(spec.service)
-        now = self._clock.monotonic_s()
-        if looked is not None and looked[0] == (spec.model, spec.root) and now < looked[1]:
-            return looked[2]
-        found = self._look_up(spec, spec.model)
-        again_s = now + (0 if open_root(spec.root or self._root).is_local else REMOTE_LOOK_S)
-        self._looked[spec.service] = ((spec.model, spec.root), again_s, found)
-        return found
-
-    def _look_up(self, spec: ServiceSpec, reference: str) -> Resolved:
-        try:
-            version = self._registry(spec).get(reference)
-        except SundogError as error:
-            return Resolved(None, str(error))
-        key = (spec.service, version.ref)
-        if key not in self._resolved:
-            self._resolved[key] = Resolved(
-                version.version,
-                "",
-                version.kind,
-                describe_signature(version.signature),
-                version.name,
-            )
-        return self._resolved[key]
-
-    def _profile(self, spec: ServiceSpec, version: str | None) -> dict[str, Any] | None:
-        """What a load test left beside the version; looked up now and then."""
-        if version is None or spec.replicas.low == spec.replicas.high:
-            return None
-        key, now = (spec.service, version), self._clock.monotonic_s()
-        looked = self._profiles.get(key)
-        if looked is None or now >= looked[0]:
-            try:
-                found = kept(open_root(spec.root or self._root), model_name(spec), int(version))
-            except SundogError as error:
-                log.warning("the profile of %s is left aside: %s", spec.service, error)
-                found = None
-            looked = self._profiles[key] = (now + PROFILE_LOOK_S, found)
-        return looked[1]
-
-    def _hold(self, spec: ServiceSpec, version: str) -> None:
-        self._registry(spec).hold(model_name(spec), int(version), f"{HOLDER}:{spec.service}")
-
     # -- applying
-
-    def _release_all(self, name: str) -> None:
-        """An undeployed service needs no version any more, wherever its applications went."""
-        spec, progress = self._specs[name], self._progress.get(name, Progress())
-        for version in progress.entries:
-            try:
-                self._registry(spec).release(model_name(spec), int(version), f"{HOLDER}:{name}")
-            except SundogError as error:
-                log.warning("the hold of %s@%s stays: %s", model_name(spec), version, error)
-
-    def _model_app(self, spec: ServiceSpec, version: str, replicas: int) -> Any:
-        place = {
-            "root": str(open_root(spec.root or self._root).url),
-            "name": model_name(spec),
-            "version": int(version),
-            "allow_code": spec.allow_code,
-        }
-        return model_app(spec, place, replicas)
 
     def _gateway_is_missing(self, seen: Observation) -> bool:
         gateway = seen.apps.get(GATEWAY_APP)
@@ -383,7 +305,10 @@ class ServicesController:
             if self._snapshots.acknowledged(version) or now - since_s > RETIRE_AFTER_S:
                 log.info("%s is no longer routed, it is removed", app)
                 serve_apps.delete(app)
-                self._release(app, seen.apps[app])
+                config = seen.apps[app].deployments["Model"].user_config or {}
+                owner = service_of(app)
+                if owner is not None and config.get("place"):
+                    self._models.release(owner[0], config["place"])
 
     def _retry(self, seen: Observation) -> None:
         """Take away what did not start and answers nothing; the next round deploys it again."""
@@ -401,17 +326,6 @@ class ServicesController:
                 log.info("%s did not start, it is tried again", app)
                 serve_apps.delete(app)
                 del self._failed[app]
-
-    def _release(self, app: str, view: serve_apps.AppView) -> None:
-        place = (view.deployments["Model"].user_config or {}).get("place")
-        owner = service_of(app)
-        if not place or owner is None:
-            return
-        try:
-            registry = Registry(open_root(place["root"]))
-            registry.release(place["name"], place["version"], f"{HOLDER}:{owner[0]}")
-        except SundogError as error:
-            log.warning("the hold of %s stays: %s", app, error)
 
     # -- what people ask
 
@@ -455,12 +369,11 @@ class ServicesController:
             if running is not None:
                 self._rollouts.command(service, "abort", by)
                 self._close(service)
-            now = self._resolve(spec).version
+            now = self._models.resolve(spec).version
             why = f"rolled back from version {progress.active} to {target} by {by}"
             held = {"version": target, "instead_of": str(now or progress.active), "why": why}
             self._keep(service, replace(progress, held=held))
-            follow_alias(self._registry(spec), spec, held["instead_of"], target)
-            self._looked.pop(service, None)
+            self._models.follow_alias(spec, held["instead_of"], target)
             return {"service": service, "version": target, "from": progress.active}
 
     def _way_back(self, spec: ServiceSpec, progress: Progress, version: str | None) -> str:
@@ -476,7 +389,7 @@ class ServicesController:
                 "name another one: sundog rollback SERVICE VERSION; "
                 f"`sundog models show {model}` lists them",
             )  # fmt: skip
-        found = self._look_up(spec, f"{model}@{target}")
+        found = self._models.look_up(spec, f"{model}@{target}")
         if found.version is None:
             raise NotFound(found.fault, "`sundog models list` shows what there is")
         _, fault = stays(spec, found, progress, None)

@@ -1,24 +1,19 @@
 """From one version of a service to another: whether by rollout, and what its outcome means.
 
-Values in, values out, except for the alias that follows a version back.
+Values in, values out.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sundog.control.rollout import Record
 from sundog.control.serving_plan import App, Decision, Progress, Resolved, Rolling
-from sundog.errors import SundogError
 from sundog.serving.rollout_facts import Decision as Said
 from sundog.spec import ServiceSpec
 from sundog.spec.base import split_reference
-from sundog.storage.models import Registry
-
-log = logging.getLogger("sundog.control")
 
 
 def starts_rollout(spec: ServiceSpec, resolved: Resolved, progress: Progress) -> bool:
@@ -135,15 +130,3 @@ def previous_version(
         if name == model and version != active:
             return version
     return None
-
-
-def follow_alias(registry: Registry, spec: ServiceSpec, left: str, to: str) -> None:
-    """The alias that the service follows goes where its traffic went, if it still is at `left`."""
-    model, alias = split_reference(spec.model)
-    if alias == "latest" or alias.isdigit():
-        return
-    try:
-        registry.set_alias(model, alias, int(to), expect=int(left))
-    except SundogError as error:
-        # Somebody moved it on in the meantime: theirs is the newer wish.
-        log.info("the alias %s of %s stays: %s", alias, model, error)
