@@ -243,6 +243,27 @@ def test_a_population_copies_real_checkpoints(local_ray, folder, root):
 
 
 @pytest.mark.slow
+def test_a_lost_process_costs_a_trial_nothing_but_time(local_ray, folder, root):
+    spec = write(
+        folder, "lost", trials=2, space={"x": {"uniform": [0.0, 1.0]}, "pace": {"choice": [0.5]}}
+    )
+    driver = drive(local_ray, folder, spec, "lost-1")
+    wait_for_reports(root, "lost-1", 3)
+    trials = [p for p in local_ray.processes() if "ImplicitFunc" in " ".join(p.cmdline())]
+    assert trials, [p.cmdline()[:2] for p in local_ray.processes()]
+    trials[0].send_signal(signal.SIGKILL)
+    code, text = finish(driver)
+    assert code == 0, text
+    run = RunFolder(root, "lost-1")
+    found = sweep_book.read(run).trials.values()
+    assert [t.state for t in found] == ["finished"] * 2
+    assert all([n for n, _ in t.reports] == [1, 2, 3, 4, 5, 6] for t in found)
+    began = [line for t in found for line in run.logs(t.name) if "begins after" in line]
+    assert len(began) == 3
+    assert sum("begins after 0" not in line for line in began) == 1
+
+
+@pytest.mark.slow
 def test_halving_goes_on_after_a_kill_with_what_was_paused(local_ray, folder, root):
     spec = write(folder, "halved", scheduler="halving", trials=8)
     driver = drive(local_ray, folder, spec, "halved-1")

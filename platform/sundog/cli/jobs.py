@@ -52,7 +52,9 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search the parameters that a sweep spec says.
 
-    Example: sundog sweep jobs/specs/digits-sweep.yaml
+    `submit` may be left out.
+
+    Example: sundog sweep submit jobs/specs/digits-sweep.yaml
     """
     _job("sweep", file, specs.SweepSpec, run_id, root, working_dir, detach, as_json)
 
