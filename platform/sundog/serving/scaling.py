@@ -6,7 +6,7 @@ the simulator run this code. Who starts and stops replicas, and who counts reque
 The count carries the largest of: the demand expected once a replica started now is ready, plus a
 margin for noise and drift; a reserve for jumps like those of the last half hour; an onset that the
 calendar expects; what other signals ask for. It rises at once and falls only to the most that was
-wanted within a hold, never while requests wait.
+wanted within a hold, never while requests wait, nor where a little more load would ask again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from sundog.serving.demand import (
 # The share of the demand kept free for drift that no slope shows yet, and how many standard
 # deviations of chance arrivals (docs/decisions/0401 says where both come from).
 DRIFT_SHARE = 0.25
+# A replica leaves only if the others would do for this much more than is asked for: a start that
+# noise around a threshold asks for is billed, and late.
+STAY_SHARE = 0.06
 NOISE_DEVIATIONS = 2.2
 SIGNAL_TOLERANCE = 0.1
 _SILENCE_S = 120.0
@@ -118,6 +121,8 @@ class _Wish:
 
     replicas: int
     why: str
+    stay: int = 0
+    """So many may stay if they are there, though fewer would not be topped up."""
 
 
 def first_state(profile: Profile, now_s: float) -> State:
@@ -146,7 +151,8 @@ def decide(snapshot: Snapshot, state: State | None, profile: Profile) -> Decisio
     state = _learn(snapshot, state, profile, demand, expected, spare, rises)
     wishes = _wishes(snapshot, state, profile, demand, expected)
     best = max(wishes, key=lambda wish: wish.replicas)
-    state, count, why = _settle(snapshot, state, profile, best)
+    stay = max(wish.stay for wish in wishes)
+    state, count, why = _settle(snapshot, state, profile, replace(best, stay=stay))
     reason = f"{count} {'replica' if count == 1 else 'replicas'}: {why}"
     return Decision(count, reason, replace(state, count=count, reason=reason))
 
@@ -230,7 +236,8 @@ def _wishes(
         words += f", rising by {expected - demand:.1f} within {profile.startup_s:.0f} s"
     if snapshot.queued:
         words += f", {snapshot.queued} waiting"
-    wishes = [_Wish(_replicas(total, profile), f"{words}, {total - base:.1f} spare")]
+    stay = _replicas(total * (1.0 + STAY_SHARE), profile)
+    wishes = [_Wish(_replicas(total, profile), f"{words}, {total - base:.1f} spare", stay)]
     reserve = forecast.reserve_slots(state.forecaster, demand)
     if reserve > 0.0 and not _may_sleep(state, profile):
         # Before a whole memory of jumps was watched the largest is yet to come, and no start-up
@@ -286,6 +293,9 @@ def _settle(
     held = wanted[0][1]
     if held > asked:
         asked, why = held, f"held {hold_s(profile):.0f} s; now {why}"
+    near = min(there, best.stay)
+    if asked < near:
+        asked, why = near, f"{near - asked} too near to being needed to leave; {why}"
     if asked < there and _stands(snapshot, state, profile):
         asked, why = there, f"{snapshot.queued} waiting, none leaves; {why}"
     if (

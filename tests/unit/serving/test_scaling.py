@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sundog.errors import Corrupt, FormatTooNew
-from sundog.serving import scaling
+from sundog.serving import forecast, scaling
 from sundog.serving.scaling import Decision, Profile, Signal, Snapshot, State, decide
 from sundog.serving.scaling_state import from_json, to_json
 
@@ -158,6 +158,57 @@ def test_a_jump_that_nothing_announced_leaves_a_reserve_and_then_is_forgotten() 
     assert after > before
     assert "sudden jump" in service.decisions[-1].reason
     assert service.run(3000, 50)[-1] == before
+
+
+def test_the_fewer_jumps_were_seen_the_more_is_carried_for_the_next() -> None:
+    def reserve(jumps: int) -> float:
+        seen = tuple((60.0 * number, 10.0) for number in range(jumps))
+        return forecast.reserve_slots(
+            forecast.Forecaster(jumps=seen, peaks=((0.0, 50.0),)), demand=20.0
+        )
+
+    assert reserve(0) == 0.0
+    assert reserve(1) == pytest.approx(20 + 2 * 10)
+    assert reserve(4) == pytest.approx(20 + 1.5 * 10)
+    assert reserve(1) > reserve(2) > reserve(9) > 20 + 10
+
+
+def test_a_rise_that_the_replicas_asked_for_take_is_no_jump() -> None:
+    service = Service()
+    # 28 slots with a quarter spare are five replicas: they take a rise by 40%, not one by 80%.
+    service.run(600, 140)
+    assert service.decisions[-1].count == 5
+    service.run(40, 196)
+    assert service.state is not None
+    before = len(service.state.forecaster.jumps)
+    service.run(600, 140)
+    service.run(60, 260)
+    assert len(service.state.forecaster.jumps) > before == 0
+
+
+def test_one_replica_alone_only_after_half_an_hour_was_watched() -> None:
+    service = Service()
+    counts = []
+    for _ in range(20):
+        service.run(110, 0)
+        service.run(10, 20)
+        counts.append(service.decisions[-1].count)
+    assert counts[8] == 2
+    assert "sudden jump" in service.decisions[8 * 60].reason
+    assert counts[-1] == 1
+
+
+def test_a_load_that_crosses_a_threshold_back_and_forth_does_not_start_and_stop() -> None:
+    service = Service()
+    service.run(600, 140)
+    while service.decisions[-1].count == 5:
+        service.run(4, 140 + len(service.decisions) / 100)
+    rate_s = 140 + len(service.decisions) / 100
+    counts = [service.tick(round(2 * rate_s) - 6 * (tick // 60 % 2)).count for tick in range(600)]
+    assert set(counts[60:]) == {6}
+    assert any("too near" in decision.reason for decision in service.decisions[-600:])
+    service.run(600, 120)
+    assert service.decisions[-1].count < 6
 
 
 def test_an_onset_on_the_half_hour_is_met_by_replicas_that_are_ready() -> None:
