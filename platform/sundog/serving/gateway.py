@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 from sundog.clock import WALL
 from sundog.errors import ServiceError
 from sundog.rayapi import serve_ports, serve_targets, session
+from sundog.security.authoriser import Authoriser
 from sundog.security.exposure import beyond_this_machine, warning
 from sundog.security.keys import KeyRing
+from sundog.security.tokens import TokenRing, oidc_of
 from sundog.serving import feedback
 from sundog.serving.access_log import FLUSH_S, AccessLog
 from sundog.serving.calls import Calls
@@ -37,6 +39,8 @@ from sundog.serving.stats import Metrics
 DEFAULT_ADDRESS = "http://127.0.0.1:8420"
 BIND_TIMEOUT_S = 5.0
 DRAIN_S = 15.0
+GRPC_DRAIN_S = 3.0
+"""After HTTP has drained, while gRPC went on."""
 _START_TIMEOUT_S = 30.0
 _CONTROL = ("sundog-control", "sundog")
 
@@ -121,23 +125,29 @@ class Gateway:
         keys, metrics = KeyRing(), Metrics()
         access = AccessLog(access_log_path())
         observer, remembered = Observer(), Remembered()
+        oidc = oidc_of(os.environ.get("SUNDOG_OIDC", ""))
+        tokens = TokenRing(oidc, keys) if oidc is not None else None
+        authoriser: Authoriser = tokens or keys
         upstreams = upstreams_of(os.environ.get("SUNDOG_UPSTREAMS", ""))
         pages = build_pages(
-            routes, metrics, feedback.router(remembered, observer, keys),
+            routes, metrics, feedback.router(remembered, observer, authoriser),
             passes_openai=bool(upstreams),
         )  # fmt: skip
-        calls = self.calls = Calls(routes, keys, metrics, access, observer, remembered)
+        calls = self.calls = Calls(routes, authoriser, metrics, access, observer, remembered)
         openai = Passthrough(calls, upstreams) if upstreams else None
         self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
         grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
-        addresses = [a for a in (self._address, grpc_address) if a]
+        # Where nobody needs a key, who listens to others is said; tokens are asked of everybody.
+        addresses = [a for a in (self._address, grpc_address) if a and tokens is None]
         background = [
             asyncio.create_task(follow_control(routes, keys, addresses)),
             asyncio.create_task(report_forever(routes, observer)),
             asyncio.create_task(routes.sweep_forever()),
             asyncio.create_task(flush_forever(access)),
         ]
+        if tokens is not None:
+            background.append(asyncio.create_task(tokens.refresh_forever()))
         grpc = None
         if grpc_address:
             from sundog.serving import grpc_server
@@ -146,7 +156,7 @@ class Gateway:
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
         if grpc is not None:
-            await grpc.stop(DRAIN_S)
+            await grpc.stop(GRPC_DRAIN_S)
         for task in background:
             task.cancel()
         access.flush()
