@@ -232,6 +232,8 @@ def test_ab_sticks_by_header_until_somebody_decides(service):
     assert "paused" in paused.splitlines()[0]
     assert "50% to version 2" in paused
     digits.cli("rollout", "resume", "ab")
+    assert "ab@7" in digits.cli("rollback", "ab", "7", "--yes", code=1)
+    assert len(digits.row()["weights"]) == 2, "a version that is not there changes nothing"
     digits.cli("rollout", "promote", "ab", "--yes")
     until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
 

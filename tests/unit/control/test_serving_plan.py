@@ -13,6 +13,7 @@ from sundog.control.serving_plan import (
     digest,
     route,
     service_of,
+    unheld,
 )
 from sundog.spec import ServiceSpec
 
@@ -153,3 +154,34 @@ def test_names_of_applications(name, parts):
     assert service_of(name) == parts
     if parts:
         assert app_name(*parts) == name
+
+
+def test_a_version_that_is_held_back_stays_away_until_the_spec_names_another():
+    held = Progress("1", {}, "ready", held={"version": "1", "instead_of": "2", "why": "w"})
+    assert unheld(at(2), held) == held
+    assert unheld(at(3), held).held is None
+    assert unheld(at(1), held).held is None, "the held one is what the spec names"
+    moving = Progress("2", {}, "ready", held={"version": "1", "instead_of": "2", "why": "w"})
+    assert unheld(at(1), moving) == moving, "an alias that moved back before the traffic"
+    assert decide(SPEC, at(1), {"1": app()}, held).progress.message == "w"
+
+
+def test_replicas_are_counted_apart_from_what_restarts_them():
+    two = App("RUNNING", "", DIGEST, 2)
+    more = decide(SPEC, at(1), {"1": two}, Progress("1"), counts={"1": 3})
+    assert (more.deploy.version, more.deploy.replicas) == ("1", 3)
+    assert "3 replicas instead of 2" in more.deploy.why
+    assert decide(SPEC, at(1), {"1": two}, Progress("1"), counts={"1": 2}).deploy is None
+    asleep = decide(SPEC, at(1), {"1": two}, Progress("1"), counts={"1": 0})
+    assert asleep.deploy.replicas == 0
+    leaving = App("DELETING", "", DIGEST, 0)
+    assert decide(SPEC, at(1), {"1": leaving}, Progress("1"), counts={"1": 2}).deploy is None
+
+
+def test_a_standby_stays_and_gets_nothing():
+    both = {"1": app(), "2": app()}
+    kept = decide(SPEC, at(2), both, Progress("2", {"1": {}, "2": {}}), keep=("1",))
+    assert kept.retire == ()
+    assert set(kept.progress.entries) == {"1", "2"}
+    assert route(SPEC, kept.progress)["weights"] == {"2": 1.0}
+    assert decide(SPEC, at(2), both, kept.progress).retire == ("1",)
