@@ -256,7 +256,9 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._write_spent([self.book.trials[n] for n in self._live])
         for name in sorted(self._live):
             trial = self.book.trials[name]
-            if trial.state == "running":
+            if trial.step >= trial.steps > 0:
+                self._journal.write("state", trial=name, state="finished", why="all its steps")
+            elif trial.state == "running":
                 why = self.ending or self.closing or ""
                 self._journal.write("state", trial=name, state="waiting", why=why)
         self._journal.flush()
