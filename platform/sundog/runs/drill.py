@@ -19,7 +19,7 @@ from sundog.runs.verify import verify
 from sundog.storage.runs import ENDED, RunFolder
 
 NOTICE, KILL_WORKER, KILL_NODE = "notice", "kill-worker", "kill-node"
-_CHANGES = (telemetry.RUN_RECOVERED, telemetry.RUN_RESIZED, telemetry.RUN_DRAINED)
+_CHANGES = (telemetry.RUN_RECOVERED, telemetry.RUN_DRAINED)  # growing is no fault
 _POLL_S = 0.2
 
 
