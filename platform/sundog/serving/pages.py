@@ -81,7 +81,7 @@ def gauges(routes: Routes) -> list[tuple[str, str, dict[str, float]]]:
             name,
             version,
             {
-                telemetry.GATEWAY_QUEUED: len(found.lane.queue),
+                telemetry.GATEWAY_QUEUED: found.lane.waiting,
                 telemetry.GATEWAY_IN_FLIGHT: found.lane.under_way,
                 telemetry.GATEWAY_REPLICAS: len(found.lane.connections),
                 telemetry.GATEWAY_ROWS: found.lane.stats.rows,
@@ -110,7 +110,7 @@ def describe(routes: Routes, name: str) -> dict[str, Any]:
                 "version": v,
                 "ready": r.ready,
                 "replicas": len(r.lane.connections),
-                "queued": len(r.lane.queue),
+                "queued": r.lane.waiting,
             }
             for v, r in sorted(route.versions.items())
         ],
