@@ -301,7 +301,7 @@ def _settle(
     if (
         asked < there
         and now_s < state.born_s + WINDOW_S
-        and (snapshot.arrivals or snapshot.running)
+        and (snapshot.arrivals or snapshot.running or now_s == state.born_s)
     ):
         asked, why = there, f"watched for {now_s - state.born_s:.0f} s only, none leaves; {why}"
     if asked < low:

@@ -139,6 +139,12 @@ def test_a_restarted_controller_takes_nothing_away_before_it_has_watched_a_minut
     assert service.run(120, 150)[-1] < 12
 
 
+def test_the_first_look_of_all_takes_nothing_away_whatever_it_sees() -> None:
+    first = decide(Snapshot(1_000.0, ready=7), None, PROFILE)
+    assert first.count == 7
+    assert "watched" in first.reason
+
+
 def test_a_rise_is_carried_over_the_start_up_time() -> None:
     flat, rising = Service(), Service()
     flat.run(300, 200)
