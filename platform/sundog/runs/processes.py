@@ -198,10 +198,15 @@ def _member(job: Job, pipe: Any, ask: Any, step: Any, losses: Any) -> None:
         except EOFError:
             return
         if message[0] == "result":
-            flat = torch.cat([p.detach().flatten() for p in loop.params]).numpy()
+            flat = torch.cat([_own(p).detach().flatten() for p in loop.params]).numpy()
             pipe.send((curve, flat, loop.metrics))
             continue
         pipe.send(_one_group(loop, pipe, *message[1:]))
+
+
+def _own(parameter: Any) -> Any:
+    """A parameter, or this process's shard of it."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def _one_group(loop: Any, pipe: Any, rank: int, world: int, port: int | None) -> str:
