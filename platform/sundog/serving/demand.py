@@ -55,9 +55,12 @@ class ServiceTime:
         """
         if count <= 0 or total_s <= 0.0:
             return self
-        if total_sq_s2 is None:
-            total_sq_s2 = count * self.spread * (total_s / count) ** 2
         weight = self.weight + count
+        if total_sq_s2 is None:
+            # Of the new mean, not of these few: the square of a small sample's mean is too large
+            # on average, and the spread would grow with every one.
+            mean_s = (self.total_s + total_s) / weight
+            total_sq_s2 = self.spread * mean_s**2 * weight - self.total_sq_s2
         keep = min(1.0, max(_LEAST_WEIGHT, _SERVICE_MEMORY_S * rate_s) / weight)
         return ServiceTime(
             weight * keep, (self.total_s + total_s) * keep, (self.total_sq_s2 + total_sq_s2) * keep

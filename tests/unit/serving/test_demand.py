@@ -55,6 +55,15 @@ def test_service_time_moves_from_its_prior_to_what_is_seen() -> None:
     assert service.learn(0, 0.0, None) == service
 
 
+def test_where_nobody_sums_squares_the_spread_stays_what_it_was() -> None:
+    service = ServiceTime.prior(1.0)
+    for tick in range(5000):
+        # A few requests of uneven length each time: the mean of a sample moves, the spread not.
+        service = service.learn(4, 2.0 if tick % 2 else 6.0, None, rate_s=2.0)
+    assert service.spread == pytest.approx(2.0)
+    assert service.mean_s == pytest.approx(1.0, rel=0.01)
+
+
 def test_noise_is_smoothed_by_the_wait_allowed_and_never_beyond_poisson() -> None:
     quick, slow = ServiceTime.prior(0.1), ServiceTime.prior(20.0)
     assert noise_slots(16.0, quick, 5.0, 1.0) == pytest.approx(4 * math.sqrt(0.2 / 5.1))
