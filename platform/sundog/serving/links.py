@@ -225,9 +225,11 @@ class HandleLink:
         return stream
 
     async def _carry_parts(self, parsed: Parsed, stream: PartStream) -> None:
+        answers: Any = None
         try:
             request = b"".join(call_frame(self._lane.contract, parsed, frames.STREAM, 0))
-            async for raw in self._handle.stream(request):
+            answers = self._handle.stream(request)
+            async for raw in answers:
                 [frame] = frames.Reader().feed(raw)
                 if frame.kind == frames.PART:
                     await stream.room()
@@ -239,5 +241,12 @@ class HandleLink:
             stream.fault({"kind": "input", "message": str(error)})
         except Exception:  # noqa: BLE001 - whatever Ray raises, the replica is gone
             stream.lost()
+        except asyncio.CancelledError:
+            # Nobody reads on. Serve goes on with what is only no longer iterated.
+            if hasattr(answers, "cancel"):
+                answers.cancel()
+            elif hasattr(answers, "aclose"):
+                await answers.aclose()
+            raise
         finally:
             self.load -= 1
