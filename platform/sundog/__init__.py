@@ -14,12 +14,16 @@ __version__ = "0.1.0"
 # public name -> module that defines it
 _EXPORTS = {
     "Columns": "sundog.runs.recipe",
+    "ElasticSampler": "sundog.runs.parts",
+    "GoodputMeter": "sundog.runs.parts",
+    "JustInTimeCheckpoint": "sundog.runs.parts",
+    "NodeNotice": "sundog.runs.parts",
     "Recipe": "sundog.runs.recipe",
     "Streamed": "sundog.runs.streamed",
-    "TokenWindows": "sundog.runs.streamed",
     "SundogError": "sundog.errors",
-    "ingest": "sundog.runs.jobs",
+    "TokenWindows": "sundog.runs.streamed",
     "batch": "sundog.runs.jobs",
+    "ingest": "sundog.runs.jobs",
     "service": "sundog.control.anchor",
     "sweep": "sundog.runs.jobs",
     "train": "sundog.runs.jobs",
@@ -27,6 +31,10 @@ _EXPORTS = {
 
 __all__ = [
     "Columns",
+    "ElasticSampler",
+    "GoodputMeter",
+    "JustInTimeCheckpoint",
+    "NodeNotice",
     "Recipe",
     "Streamed",
     "SundogError",

@@ -31,7 +31,8 @@ def folder(tmp_path_factory) -> Path:
 
 def shell(local_ray, folder: Path, *command: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        command, cwd=folder, env=local_ray.environment() | {"SUNDOG_HOME": str(folder / "home")},
+        command, cwd=folder,
+        env={**local_ray.environment(), **local_ray.endpoints.env(), "SUNDOG_HOME": str(folder)},
         capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -60,7 +61,7 @@ def test_a_streamed_language_model_is_drilled_and_registered(local_ray, folder, 
     spec = yaml.safe_load((REPO / "jobs/specs/gpt.yaml").read_text())
     spec |= {
         "run": "drilled", "steps": 100_000, "batch": 16, "micro_batch": 4, "evaluate": 20_000,
-        "checkpoint": {"every": 20, "keep": 2},
+        "checkpoint": {"every": 20, "keep": 2, "best": "min val_loss"}, "profile": 3,
         "params": {"context": 32, "width": 32, "depth": 1, "heads": 2},
         "register": {"as": "drilled"},
     }  # fmt: skip
@@ -100,6 +101,12 @@ def test_a_streamed_language_model_is_drilled_and_registered(local_ray, folder, 
     assert any("tokens/s" in line and "to go" in line for line in run.logs())
     assert record["node_hours"] > 0
     assert record["metrics"]["bits_per_byte"] < 6
+    assert root.children("runs/drilled-1/profile")
+    assert {e["event"] for e in run.events()} >= {"run.recovered", "run.progress", "run.best"}
+    picture = folder / "drilled.svg"
+    code, _, err = sundog(local_ray, folder, "runs", "plot", "drilled-1", "-o", str(picture))
+    assert code == 0, err
+    assert "recovered 2→1" in picture.read_text()
     assert Registry(root).get("drilled@1").signature.inputs[0].name == "tokens"
 
 

@@ -9,7 +9,7 @@ import typer
 from sundog.cli.connection import RootOption, storage_root
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.clock import WALL
-from sundog.errors import SpecError
+from sundog.errors import ClusterError, SpecError
 
 app = typer.Typer(help="Faults on purpose, to see what they cost.", no_args_is_help=True)
 
@@ -84,6 +84,12 @@ def _connect() -> str | None:
     found = endpoints()
     if found is not None:
         os.environ.update({k: v for k, v in found.env().items() if v})
+    if not os.environ.get("RAY_ADDRESS"):
+        # Never "auto": what else runs on this machine is not the run's cluster.
+        raise ClusterError(
+            "a fault is done inside the run's cluster, and no Ray of it runs on this machine",
+            "ray job submit -- python -m sundog drill run RUN --yes",
+        )
     place.connect()
     heads = [
         node["NodeID"]
