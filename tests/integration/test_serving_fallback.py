@@ -14,6 +14,7 @@ from serving_kit import (
     load,
     processes,
     register_scale,
+    register_stream,
     serve_cli,
     wait_for,
     wait_ready,
@@ -65,3 +66,23 @@ def test_the_same_behaviour_over_the_handle(handle_ray, tmp_path):
         json=x_body([[1.0] * WIDTH] * 5000), timeout=60, trust_env=False,
     )  # fmt: skip
     assert big.json()["outputs"][0]["shape"] == [5000, WIDTH]
+
+
+def test_parts_travel_over_the_handle_and_end_with_their_client(handle_ray, tmp_path):
+    register_stream(handle_ray.endpoints.root, "h-words", tmp_path)
+    spec = {"service": "words", "model": "h-words@champion", "allow_code": True}
+    file = write_deployment(tmp_path / "w.yaml", spec)
+    serve_cli(handle_ray, "deploy", file)
+    gateway = handle_ray.endpoints.gateway
+    ready = f"{gateway}/v2/models/words/ready"
+    wait_for("words ready", lambda: httpx.get(ready, trust_env=False).is_success)
+    url = f"{gateway}/v2/models/words/generate_stream"
+    whole = httpx.post(url, json={"text_input": "to be"}, timeout=30, trust_env=False)
+    assert [line.partition('"text_output":')[2] for line in whole.text.split("\n\n")[:2]] == [
+        '"to"}', '"be"}',
+    ]  # fmt: skip
+    mark = tmp_path / "ended"
+    body = {"text_input": f"forever {mark}"}
+    with httpx.stream("POST", url, json=body, timeout=30, trust_env=False) as answer:
+        assert "tick" in next(answer.iter_lines())
+    wait_for("the model was ended", mark.exists, 30)
