@@ -200,6 +200,8 @@ class Demo:
         )
 
     def _drill(self) -> str:
+        import ray
+
         from sundog.runs import drill, place
         from sundog.storage.runs import open_run
 
@@ -218,7 +220,10 @@ class Demo:
             except RunError as error:
                 struck["error"] = error
 
-        record = self._job("train", "jobs/specs/digits-recovery.yaml", watch=kill_one)
+        try:
+            record = self._job("train", "jobs/specs/digits-recovery.yaml", watch=kill_one)
+        finally:
+            ray.shutdown()  # before Ray itself ends: it would take a connected driver along
         if "target" not in struck:
             raise struck.get("error") or RunError(
                 "the run ended before a worker could be killed", "is the machine busy?"
