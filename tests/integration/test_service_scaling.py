@@ -6,7 +6,7 @@ import json
 
 import httpx
 import pytest
-from rollout_kit import body, steady, until
+from rollout_kit import body, until
 from serving_kit import serve_status
 from test_rollout_live import Service
 
