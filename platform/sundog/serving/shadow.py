@@ -123,7 +123,7 @@ class Shadow:
             return
         self._owed -= 1.0
         lane = self._lanes[1]
-        behind = len(lane.queue) >= MAX_BEHIND or not lane.connections
+        behind = lane.waiting >= MAX_BEHIND or not lane.connections
         if behind or len(self._tasks) >= MAX_UNDER_WAY:
             counts().dropped += 1
             return

@@ -42,7 +42,7 @@ class FakeLane:
     """Answers when told to."""
 
     def __init__(self, values):
-        self.queue, self.connections = [], [type("C", (), {"load": 0})()]
+        self.waiting, self.connections = 0, [type("C", (), {"load": 0})()]
         self.values, self.calls = values, 0
 
     async def call(self, parsed):
@@ -91,7 +91,7 @@ def test_a_candidate_that_fails_or_is_behind_costs_the_user_nothing():
     offered(shadow(FakeLane([[0.1, 0.9]]), FakeLane(None)), counts, 2)
     assert counts.mirrored["2"].errors == 2
     behind = FakeLane([[0.1, 0.9]])
-    behind.queue = [None] * MAX_BEHIND
+    behind.waiting = MAX_BEHIND
     offered(shadow(FakeLane([[0.1, 0.9]]), behind), counts, 3)
     assert (behind.calls, counts.dropped) == (0, 3)
 
