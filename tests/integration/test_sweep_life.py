@@ -64,7 +64,9 @@ def drive(local_ray, folder: Path, spec: str, run_id: str) -> subprocess.Popen[s
     return subprocess.Popen(
         [sys.executable, "-m", "sundog", "sweep", spec, "--run-id", run_id],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=local_ray.environment() | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"},
+        # As inside a job of this Ray, and of no other that may run on this machine.
+        env=local_ray.environment()
+        | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_ADDRESS": local_ray.endpoints.gcs},
     )  # fmt: skip
 
 
@@ -173,13 +175,17 @@ def test_a_trial_that_always_crashes_ends_the_sweep_with_its_reason(local_ray, f
     assert len(record["trials"]) < 30
 
 
+SLOW = {"x": {"uniform": [0.0, 1.0]}, "pace": {"choice": [20]}}
+"""The cap is reached long before the first report."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"metric": "scroe"}, "no 'scroe', only score, size"),
         ({"max_usd": 1}, "usd_node_hour"),
-        ({"max_usd": 1e-7, "usd_node_hour": 36}, "raise the cap"),
+        ({"max_usd": 1e-7, "usd_node_hour": 36, "space": SLOW}, "raise the cap"),
         ({"register": {"as": "m"}}, "plain function"),
         ({"run": {"run": "r", "recipe": "trials:nix", "steps": 1}}, "has no 'nix'"),
         ({"warm_start": ["nix-1"], "searcher": "optuna"}, "nix-1"),
@@ -259,7 +265,7 @@ def test_a_lost_process_costs_a_trial_nothing_but_time(local_ray, folder, root):
     assert [t.state for t in found] == ["finished"] * 2
     assert all([n for n, _ in t.reports] == [1, 2, 3, 4, 5, 6] for t in found)
     began = [line for t in found for line in run.logs(t.name) if "begins after" in line]
-    assert len(began) == 3
+    # A killed process takes its last second of prints with it.
     assert sum("begins after 0" not in line for line in began) == 1
 
 
@@ -267,11 +273,17 @@ def test_a_lost_process_costs_a_trial_nothing_but_time(local_ray, folder, root):
 def test_halving_goes_on_after_a_kill_with_what_was_paused(local_ray, folder, root):
     spec = write(folder, "halved", scheduler="halving", trials=8)
     driver = drive(local_ray, folder, spec, "halved-1")
-    wait_for_reports(root, "halved-1", 14)
+    run = RunFolder(root, "halved-1")
+
+    def paused() -> bool:
+        return any(t.state == "paused" for t in sweep_book.read(run).trials.values())
+
+    deadline = time.monotonic() + 120
+    while not paused() and time.monotonic() < deadline:
+        time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     finish(driver)
-    run = RunFolder(root, "halved-1")
-    assert any(t.state == "paused" for t in sweep_book.read(run).trials.values())
+    assert paused()
     code, text = sweep(local_ray, folder, spec, "halved-1")
     assert code == 0, text
     trials = sweep_book.read(run).trials.values()
