@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo up test test-slow test-cloud check bench bench-peers format clean
+.PHONY: setup demo up test test-slow test-long test-cloud check bench bench-peers format clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ test: setup
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m 'slow and not cloud and not browser'
+
+# What outgrew the share of .ci/run: minutes each.
+test-long: setup
+	@$(BIN)/python -m pytest -m 'long and not cloud and not browser'
 
 test-cloud: setup
 	@$(BIN)/python -m pytest -m cloud tests/cloud

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 REPO = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -46,6 +46,7 @@ def started_by(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_two_demos_at_once_end_well_and_leave_nothing(checkout):
     both = [demo(checkout), demo(checkout)]
     for running in both:
@@ -64,6 +65,7 @@ def test_two_demos_at_once_end_well_and_leave_nothing(checkout):
     assert started_by(checkout) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_named_and_the_demo_ends_non_zero(checkout):
     recipe = checkout / "jobs/recipes/digits.py"
     recipe.write_text(recipe.read_text().replace("def loss(", "def loss_of_somebody_else("))

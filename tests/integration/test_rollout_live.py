@@ -145,7 +145,7 @@ def test_a_slower_version_comes_back(service):
     assert not seen.failures
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_version_that_crashes_when_it_loads_never_gets_traffic(service, local_ray):
     digits = service("canary-crash", CANARY)
     with digits.steady(rate=100) as seen:
@@ -174,7 +174,7 @@ def test_subtly_wrong_answers_come_back_by_feedback(service):
     assert "remembered" in lost.json()["error"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_blue_green_switches_and_returns_without_a_failed_request(service, local_ray):
     blue_green = {
         "strategy": "blue-green", "guards": ["errors"], "every": "4s", "floor": 0.01,
@@ -196,7 +196,7 @@ def test_blue_green_switches_and_returns_without_a_failed_request(service, local
     assert all(version == "1" for at, version in seen.versions if at > began + 15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shadow_shows_what_differs_and_never_answers(service):
     shadow = {
         "strategy": "shadow", "guards": ["errors", "answers"], "every": "2s", "floor": 0.01,
@@ -211,7 +211,7 @@ def test_a_shadow_shows_what_differs_and_never_answers(service):
     assert "answers that differed" in words
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ab_sticks_by_header_until_somebody_decides(service):
     ab = {"strategy": "ab", "share": "50%", "sticky": "header:x-user", "guards": ["errors"]}
     digits = service("ab", ab)
@@ -238,7 +238,7 @@ def test_ab_sticks_by_header_until_somebody_decides(service):
     until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_be_compared_is_not_rolled_out(service):
     digits = service("canary-other", CANARY)
     digits.release(width=2)

@@ -50,7 +50,7 @@ class Slow(Recipe):
     [
         "notice",
         pytest.param("raylet", marks=pytest.mark.slow),
-        pytest.param("notice_to_all", marks=pytest.mark.slow),
+        pytest.param("notice_to_all", marks=pytest.mark.long),
     ],
 )
 def test_nodes(tmp_path: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from test_sweep_life import sweep as run_to_end
 from sundog.runs import sweep_book
 from sundog.storage.runs import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 def digits(folder, name: str, **changes) -> str:  # noqa: F811
