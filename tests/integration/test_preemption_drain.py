@@ -93,15 +93,17 @@ def scenario(address: str, metadata: str, folder: Path) -> None:
 
     from sundog.rayapi.drain import Gcs
 
-    gate = folder / "gate"
+    gate, began = folder / "gate", folder / "began"
 
     @ray.remote(num_cpus=1)
-    def work(path: str) -> str:
+    def work(began: str, path: str) -> str:
+        Path(began).touch()
         while not Path(path).exists():
             time.sleep(0.05)
         return "done"
 
-    running = work.remote(str(gate))
+    running = work.remote(str(began), str(gate))
+    until(began.exists)  # an idle node would be gone as soon as it is drained
     gcs = Gcs(address)
     node = next(n for n in gcs.nodes() if n.instance_id == "i-1")
     agent = subprocess.Popen(
@@ -123,7 +125,7 @@ def scenario(address: str, metadata: str, folder: Path) -> None:
         until(lambda: status() == "DRAINING")
         gate.touch()
         assert ray.get(running, timeout=60) == "done"
-        late = work.remote(str(gate))
+        late = work.remote(str(folder / "late"), str(gate))
         ready, _ = ray.wait([late], timeout=3)
         assert ready == [], "a draining node took new work"
     finally:
