@@ -138,8 +138,10 @@ def test_a_killed_sweep_goes_on_where_it_was(local_ray, folder, root):
 
 
 def test_a_budget_ends_it_and_a_larger_one_goes_on(local_ray, folder, root):
-    # A trial takes about 0.6 s on a quarter of a node: $0.15 at $3,600 an hour.
-    money = {"usd_node_hour": 3600, "trials": 8}
+    # A trial takes 3 s or more on a part of a node: at $360 an hour the money ends among them, and
+    # well after the first report however busy the machine.
+    space = {"x": {"uniform": [0.0, 1.0]}, "pace": {"choice": [0.5]}}
+    money = {"usd_node_hour": 360, "trials": 8, "space": space}
     spec = write(folder, "budget", max_usd=0.3, **money)
     code, text = sweep(local_ray, folder, spec, "budget-1")
     assert code == 0, text

@@ -148,7 +148,7 @@ class Shadow:
             self._compared(outputs, theirs, request_id, counts())
         baseline = self._lanes[0]
         # The running version is asked twice only while one of its replicas has nothing to do.
-        if again and not baseline.queue and any(c.load == 0 for c in baseline.connections):
+        if again and not baseline.waiting and any(c.load == 0 for c in baseline.connections):
             try:
                 once_more = await baseline.call(parsed)
             except NotServed:

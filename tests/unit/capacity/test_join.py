@@ -6,6 +6,7 @@ import stat
 import subprocess
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 from scripted_cloud import ScriptedCloud
@@ -136,6 +137,7 @@ def test_the_command_that_ssh_runs_says_why_it_fails(
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials of before
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))

@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_sharded_model_is_refused(tmp_path):
     [
         ({}, "write exact: false"),
         ({"exact": False, "precision": "fp16"}, "no loss scale for fp16"),
-        ({"exact": False, "init_from": "digits@1"}, "does not have init_from yet"),
+        ({"exact": False, "init_from": "digits@1"}, "cannot begin from init_from"),
     ],
 )
 def test_what_the_layout_cannot_do_is_not_claimed(changes, message):
