@@ -22,7 +22,7 @@ from sundog.serving import compression, describe, sse
 from sundog.serving.calls import Call, Calls, request_id_of
 from sundog.serving.contract import BadRequest, Parsed
 from sundog.serving.generate import parts_of
-from sundog.serving.http_body import Gone, Receive, Scope, Send, read_body
+from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
 from sundog.serving.lane import NotServed, Outputs
 from sundog.serving.routes import VersionRoute
 from sundog.serving.tensors import BadTensor
@@ -111,6 +111,7 @@ class GatewayApp:
         exchange = Exchange(
             headers=headers, request_id=request_id, scope=scope, receive=receive, send=send
         )
+        oversized = False
         self.in_flight += 1
         try:
             status, answer = 200, await self._answer(exchange, path)
@@ -121,6 +122,7 @@ class GatewayApp:
             body = answer
         except BadRequest as error:
             status, body = error.status, _error(error.message)
+            oversized = isinstance(error, Oversized)
             if isinstance(error, MethodNotAllowed):
                 exchange.extra.append((b"allow", error.allowed.encode()))
         except NotServed as error:
@@ -142,11 +144,13 @@ class GatewayApp:
             (b"x-request-id", request_id),
             *exchange.extra,
         ]
-        if self.calls.closing or status == 413:
-            # The rest of an oversized body is not worth reading; a draining gateway lets go.
+        if self.calls.closing or oversized:
             answer_headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": answer_headers})
-        await send({"type": "http.response.body", "body": body})
+        if oversized:
+            await send_last(send, receive, body)
+        else:
+            await send({"type": "http.response.body", "body": body})
         if exchange.service:
             self.calls.note(exchange, status, len(body), WALL.monotonic_s() - began_s)
 

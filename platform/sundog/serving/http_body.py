@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -13,6 +14,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_TIMEOUT_S = 30.0
+_LINGER_S = 5.0
+
+
+class Oversized(BadRequest):
+    """Refused with 413 before its body was read to the end."""
 
 
 class Gone(Exception):
@@ -20,7 +26,7 @@ class Gone(Exception):
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises BadRequest 413 over `limit` bytes and 408 when it does not come."""
+    """The whole body. Raises Oversized over `limit` bytes and BadRequest 408 when it does not come."""
     size = headers.get(b"content-length")
     if size is not None and int(size) > limit:
         raise _too_large(limit)
@@ -57,5 +63,19 @@ async def _rest(first: bytes, receive: Receive, limit: int) -> bytes:
             return b"".join(parts)
 
 
-def _too_large(limit: int) -> BadRequest:
-    return BadRequest(f"the body is over {limit} bytes, the service's max_body", 413)
+async def send_last(send: Send, receive: Receive, body: bytes) -> None:
+    """Send the answer to an oversized request and take the rest of the request off the wire.
+
+    Closing a connection with unread bytes resets it, and a reset throws away an answer that the
+    client has not read yet. Who is still sending after 5 s is cut off.
+    """
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _too_large(limit: int) -> Oversized:
+    return Oversized(f"the body is over {limit} bytes, the service's max_body", 413)

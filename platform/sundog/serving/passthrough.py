@@ -19,7 +19,7 @@ from sundog.errors import SpecError
 from sundog.serving import sse
 from sundog.serving.calls import Call, Calls, request_id_of
 from sundog.serving.contract import BadRequest
-from sundog.serving.http_body import Gone, Receive, Scope, Send, read_body
+from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
 from sundog.serving.lane import NotServed
 
 MAX_BODY = 32 * 2**20
@@ -81,6 +81,7 @@ class Passthrough:
             await self._serve(answer)
         except (BadRequest, NotServed) as error:
             answer.status = error.status
+            answer.oversized = isinstance(error, Oversized)
             await answer.refuse(error.message, getattr(error, "retry_after_s", None))
         except Gone:
             return
@@ -164,6 +165,7 @@ class _Answer:
         self.scope, self.receive, self.send, self.call = scope, receive, send, call
         self.status = 200
         self.size = 0
+        self.oversized = False
         self.tokens: dict[str, int] = {}
 
     async def pass_on(self, response: httpx.Response, hide_usage: bool) -> None:
@@ -235,7 +237,7 @@ class _Answer:
         headers = [(b"content-type", b"application/json")]
         if retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
-        if self.status == 413:
+        if self.oversized:
             headers.append((b"connection", b"close"))
         await self._send_whole(_error(message, self.status), self._start(headers))
 
@@ -250,7 +252,10 @@ class _Answer:
         start["headers"].append((b"content-length", b"%d" % len(body)))
         self.size = len(body)
         await self.send(start)
-        await self.send({"type": "http.response.body", "body": body})
+        if self.oversized:
+            await send_last(self.send, self.receive, body)
+        else:
+            await self.send({"type": "http.response.body", "body": body})
 
 
 # what we count -> the names that chat completions and responses give it

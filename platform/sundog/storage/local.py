@@ -219,20 +219,31 @@ class LocalRoot(Root):
 
     def _place(self, staged: Path, key: str, how: Callable[[Path, Path], None]) -> None:
         path = self.local_path(key)
-        for attempt in range(10):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(100):
             try:
+                self._make_folder(path.parent)
                 how(staged, path)
                 break
             except FileNotFoundError:
                 # A delete pruned the folder between mkdir and here.
-                if attempt == 9 or not staged.exists():
+                if attempt == 99 or not staged.exists():
                     raise
-        directory = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(FileNotFoundError):  # the object was deleted again, and pruned
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Raises FileNotFoundError when a delete prunes it, or one above it, meanwhile."""
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            # mkdir found the folder there, and then it was gone; a file in its place is an error.
+            if folder.exists():
+                raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from None
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:

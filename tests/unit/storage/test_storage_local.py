@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,15 +66,12 @@ def test_readers_see_the_old_bytes_or_the_new(root):
 
 def test_folders_vanish_with_their_last_file_and_come_back(root):
     def churn(name):
-        for _ in range(50):
+        for _ in range(200):
             root.write(f"a/b/{name}", b"")
             root.delete(f"a/b/{name}")
 
-    threads = [threading.Thread(target=churn, args=(n,)) for n in "xyz"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(churn, "xyz"))  # raises what a thread raised
     assert root.children("") == []
 
 
