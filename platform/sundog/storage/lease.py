@@ -1,7 +1,8 @@
 """Who drives a run: one holder at a time, with an epoch that only grows.
 
 A holder that lost its lease without noticing is stopped by the epoch (see runs.py), so the clocks
-of two machines may differ without harm. Refuses to know what the holder does.
+of two machines may differ without harm. A lease whose holder was killed on this very machine ends
+with it. Refuses to know what the holder does.
 """
 
 from __future__ import annotations
@@ -11,25 +12,29 @@ import datetime
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sundog.clock import WALL, Clock
 from sundog.errors import Conflict, NotFound, RunBusy, StorageUnavailable
 from sundog.storage.documents import decode, encode
+from sundog.storage.process import ProcessName
 from sundog.storage.root import Root
 
 
 @dataclass(frozen=True)
 class LeaseState:
-    """What the document says. `expires_s` is Unix time; 0 when released."""
+    """What the document says. `expires_s` is Unix time; 0 when released. `process` is who holds it,
+    None where that could not be told."""
 
     holder: str
     epoch: int
     expires_s: float
     nonce: str
+    process: ProcessName | None = None
 
     def live(self, now_s: float) -> bool:
-        return now_s < self.expires_s
+        """Whether somebody may still drive: it has not run out, and its process is not known dead."""
+        return now_s < self.expires_s and not (self.process and self.process.dead)
 
 
 class Lease:
@@ -98,7 +103,7 @@ class Lease:
                 self.release()
 
     def _swap(self, expires_s: float) -> None:
-        state = LeaseState(self._state.holder, self._state.epoch, expires_s, uuid.uuid4().hex)
+        state = replace(self._state, expires_s=expires_s, nonce=uuid.uuid4().hex)
         try:
             self._etag = self._root.swap(self._key, _encode(state), self._etag)
         except Conflict:
@@ -128,6 +133,7 @@ def read(root: Root, key: str) -> tuple[LeaseState | None, str | None]:
         int(document["epoch"]),
         float(document["expires_s"]),
         str(document["nonce"]),
+        ProcessName.of(document.get("process")),
     )
     return state, etag
 
@@ -135,13 +141,14 @@ def read(root: Root, key: str) -> tuple[LeaseState | None, str | None]:
 def acquire(
     root: Root, key: str, holder: str, ttl_s: float, *, what: str, clock: Clock = WALL
 ) -> Lease:
-    """Take the lease if nobody holds it or it ran out. RunBusy names the holder and its end."""
+    """Take the lease if nobody holds it, it ran out, or its holder is a dead process of this machine.
+    RunBusy names the holder and its end."""
     state, etag = read(root, key)
     now_s = clock.now_s()
     if state and state.live(now_s):
         raise _busy(what, state, now_s)
     epoch = (state.epoch if state else 0) + 1
-    mine = LeaseState(holder, epoch, now_s + ttl_s, uuid.uuid4().hex)
+    mine = LeaseState(holder, epoch, now_s + ttl_s, uuid.uuid4().hex, ProcessName.own())
     try:
         etag = root.swap(key, _encode(mine), etag)
     except Conflict:
@@ -167,5 +174,6 @@ def _encode(state: LeaseState) -> bytes:
             "epoch": state.epoch,
             "expires_s": state.expires_s,
             "nonce": state.nonce,
+            "process": vars(state.process) if state.process else None,
         }
     )

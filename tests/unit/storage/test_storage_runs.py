@@ -1,6 +1,11 @@
 """Run folders: ids, the record, the fenced lease, events and logs, deletion."""
 
+import json
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -116,6 +121,67 @@ def test_a_released_lease_lets_the_next_driver_in_at_once(root, clock):
     assert lease.lost
     assert run.driver() is None
     assert RunFolder(root, "gpt-1", clock=clock).acquire("second").epoch == 2
+
+
+HOLD = """
+import sys, time
+from sundog.storage.root import open_root
+from sundog.storage.runs import RunFolder
+lease = RunFolder(open_root(sys.argv[1]), "gpt-1").acquire("killed", ttl_s=3600)
+print(lease.epoch, flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_killed_driver_s_lease_is_free_at_once_on_its_own_machine(root, tmp_path):
+    run = new_run(root, "gpt")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "root")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        epoch = int(driver.stdout.readline())
+        with pytest.raises(RunBusy):
+            run.acquire("too early")
+        assert run.driver() == "killed"
+        os.kill(driver.pid, signal.SIGSTOP)  # a process that hangs is not dead
+        with pytest.raises(RunBusy):
+            run.acquire("too early")
+    finally:
+        driver.kill()
+    os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)  # dead, its parent has not looked yet
+    assert run.driver() is None
+    driver.wait()
+    assert run.driver() is None
+    assert run.acquire("next").epoch == epoch + 1
+
+
+@pytest.mark.parametrize("other", ["host", "boot", "pids"])
+def test_a_lease_from_elsewhere_is_never_taken_for_dead(root, other):
+    run = new_run(root, "gpt")
+    run.acquire("gone", ttl_s=3600)
+    key = run.key("lease.json")
+    process = json.loads(root.read(key))["process"]
+
+    def holder(**changes):
+        document = json.loads(root.read(key)) | {"process": process | changes}
+        root.write(key, json.dumps(document).encode())
+
+    holder(**{other: "elsewhere"}, pid=2**22 + 1)  # no machine gives out that pid
+    with pytest.raises(RunBusy):
+        RunFolder(root, "gpt-1").acquire("next")
+    holder(started=process["started"] - 1)  # our own pid, but given out anew since
+    assert RunFolder(root, "gpt-1").acquire("next").epoch == 2
+
+
+def test_a_lease_of_an_older_version_runs_out_as_ever(root):
+    run = new_run(root, "gpt")
+    run.acquire("old", ttl_s=3600)
+    document = json.loads(root.read(run.key("lease.json")))
+    del document["process"]
+    root.write(run.key("lease.json"), json.dumps(document).encode())
+    assert run.driver() == "old"
+    with pytest.raises(RunBusy):
+        RunFolder(root, "gpt-1").acquire("next")
 
 
 def test_of_eight_that_acquire_at_once_one_drives(root):
