@@ -12,7 +12,6 @@ import argparse
 import http.server
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from this_machine import machine
 
 SETTLE_S = 6.0
 
@@ -77,9 +77,8 @@ def measure(seconds: float) -> dict[str, Any]:
         "polls": Quiet.asked - asked,
         "seconds": round(took, 1),
         "memory_mib": round(memory / 2**20, 1),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(),
-                    "load_1min": round(os.getloadavg()[0], 1)},
-    }  # fmt: skip
+        "machine": machine(),
+    }
 
 
 def main() -> None:

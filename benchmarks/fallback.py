@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from this_machine import machine
 
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "tests" / "cloud" / "scripted_ec2.py"
@@ -163,17 +164,6 @@ def run_once(url: str, folder: Path, cluster: str, elastic: bool, limit_s: float
         "launch_calls": len(to_full),
         "rungs": len({(c["zone"], c["shape"], c["market"]) for c in to_full}),
     }
-
-
-def machine() -> dict[str, Any]:
-    model = next(
-        (x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
-         if x.startswith("model name")), platform.processor(),
-    )  # fmt: skip
-    return {
-        "cpu": model, "cores": os.cpu_count(), "python": platform.python_version(),
-        "load_1min": round(os.getloadavg()[0], 1),
-    }  # fmt: skip
 
 
 def percentile(values: list[float], share: float) -> float:

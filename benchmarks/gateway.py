@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from this_machine import machine
 
 from sundog.rayapi.local import LocalRay, free_ports
 
@@ -295,15 +295,6 @@ def measure(
             flush=True,
         )
     return rows
-
-
-def machine() -> dict[str, Any]:
-    model = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def main() -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from this_machine import machine
 
 from sundog.runs.goodput import Account
 from sundog.runs.interval import young_daly_s
@@ -247,16 +248,6 @@ def measure(path: Path, most: int, policies: Sequence[Policy]) -> dict[str, obje
 
 def _is_bamboo(path: Path) -> bool:
     return not path.read_text().lstrip().startswith("[")
-
-
-def machine() -> dict[str, object]:
-    import os
-
-    model = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
-         if x.startswith("model name")), platform.processor(),
-    )  # fmt: skip
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def with_costs(path: Path | None) -> tuple[Policy, ...]:

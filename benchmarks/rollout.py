@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+
+from this_machine import machine
 
 from sundog.serving.rollout_facts import Plan
 from sundog.sim.rollout import Ours, Outcome, Policy, Version, World, run
@@ -107,17 +108,6 @@ def _show(world: str, version: str, row: dict[str, dict[str, float]]) -> None:
             f"  {r['median_minutes']:5.1f} min  exposed {r['median_exposed']:7.3%}",
             flush=True,
         )
-
-
-def machine() -> dict[str, object]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-    cores = sum(x.startswith("processor") for x in lines)
-    return {
-        "cpu": model or platform.processor(),
-        "cores": cores,
-        "python": platform.python_version(),
-    }
 
 
 def plot(results: dict[str, dict[str, object]], path: Path) -> None:

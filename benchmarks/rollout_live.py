@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from typing import Any
 
 import httpx
 import yaml
+from this_machine import machine
 
 from sundog.control.serve_files import deploy_file
 from sundog.rayapi.local import LocalRay
@@ -159,13 +158,6 @@ async def split(bench: Bench, rate: float, requests: int) -> dict[str, Any]:
     return {
         "requests": new + old, "share_asked": SHARE, "share_seen": new / (new + old),
         "failed": seen.failed + during.failed, "old_version_after_promote_s": moved_s - told_s,
-    }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "python": platform.python_version(),
     }  # fmt: skip
 
 

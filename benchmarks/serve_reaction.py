@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from this_machine import machine
+
 from sundog.rayapi.local import LocalRay
 
 SIDES = 16
@@ -149,13 +151,6 @@ async def _load(handle: Any) -> dict[str, Any]:
         "answered": answered,
         "failed": failed,
     }
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
-    version = ".".join(map(str, sys.version_info[:3]))
-    return {"cpu": model, "cores": os.cpu_count(), "python": version}
 
 
 if __name__ == "__main__":

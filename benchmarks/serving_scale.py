@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from this_machine import machine
 
 from sundog.errors import SundogError
 from sundog.sim.replicas import (
@@ -211,18 +211,6 @@ def draw(charts: list[tuple[Trace, dict[str, Outcome]]], path: Path) -> None:
     axes[-1, 0].set_xlabel("minutes")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
-
-
-def machine() -> dict[str, Any]:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

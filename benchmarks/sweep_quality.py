@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from this_machine import machine
 
 from sundog.runs.halving import Board, Rule
 
@@ -351,18 +351,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
-
-
-def machine() -> dict[str, object]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-    cores = sum(x.startswith("processor") for x in lines)
-    return {
-        "cpu": model or platform.processor(),
-        "cores": cores,
-        "python": platform.python_version(),
-    }
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ class SundogPolicy:
         self._asked = profile
         self._state: State | None = None
         self._totals: dict[tuple[str, str], float] = {}
+        self._queued = 0.0
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         now_s = float(ctx.current_time)
@@ -60,11 +61,13 @@ class SundogPolicy:
         metrics = ctx.aggregated_metrics or {}
         completions, service_s = 0, 0.0
         if ARRIVALS in metrics:
-            arrivals = round(self._more(ARRIVALS, metrics))
+            # Replicas count what reached them; what waits in front of them has arrived as well.
+            arrivals = round(max(self._more(ARRIVALS, metrics) + queued - self._queued, 0.0))
             completions = round(self._more(COMPLETIONS, metrics))
             service_s = self._more(SERVICE_S, metrics)
         else:
             arrivals = round(ongoing * elapsed_s / profile.service_s)
+        self._queued = queued
         return Snapshot(
             now_s=now_s,
             ready=ready,

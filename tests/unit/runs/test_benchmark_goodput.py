@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import goodput as bench
 import pytest
-
-FILE = Path(__file__).parents[3] / "benchmarks" / "goodput.py"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("benchmark_goodput", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
 
 BAMBOO = "0,add,a\n0,add,b\n600000,remove,a\n1200000,add,c\n3600000,remove,b\n"
 PARCAE = (
@@ -29,7 +13,7 @@ PARCAE = (
 )
 
 
-def test_both_formats_are_read(bench, tmp_path):
+def test_both_formats_are_read(tmp_path):
     (tmp_path / "b.csv").write_text(BAMBOO)
     (tmp_path / "p.txt").write_text(PARCAE)
     bamboo, parcae = bench.read_events(tmp_path / "b.csv"), bench.read_events(tmp_path / "p.txt")
@@ -40,13 +24,13 @@ def test_both_formats_are_read(bench, tmp_path):
     assert parcae[2].removed == ("a",)
 
 
-def test_a_line_that_is_neither_is_named(bench, tmp_path):
+def test_a_line_that_is_neither_is_named(tmp_path):
     (tmp_path / "x.csv").write_text("0,add,a\n1,lost,b\n")
     with pytest.raises(ValueError, match=r"x.csv:2: neither"):
         bench.read_events(tmp_path / "x.csv")
 
 
-def test_costs_that_are_nothing_leave_only_the_start(bench, tmp_path):
+def test_costs_that_are_nothing_leave_only_the_start(tmp_path):
     from dataclasses import replace
 
     free = replace(
@@ -60,7 +44,7 @@ def test_costs_that_are_nothing_leave_only_the_start(bench, tmp_path):
     )
 
 
-def test_survivors_with_state_beat_restarts(bench, tmp_path):
+def test_survivors_with_state_beat_restarts(tmp_path):
     lines = [f"0,add,n{i}" for i in range(8)]
     lines += [f"{600_000 * (i + 1)},remove,n{i}" for i in range(6)]
     (tmp_path / "b.csv").write_text("\n".join([*lines, "4800000,remove,n7"]))

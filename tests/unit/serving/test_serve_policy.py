@@ -84,3 +84,17 @@ def test_the_config_is_json_and_leaves_waiting_to_the_decider() -> None:
     assert config["upscale_delay_s"] == config["downscale_delay_s"] == 0.0
     assert config["initial_replicas"] == 2
     assert config["policy"]["policy_function"].endswith(":SundogPolicy")
+
+
+def test_what_waits_in_front_of_the_replicas_has_arrived() -> None:
+    one = policy()
+
+    def arrivals(reached: float, queued: float) -> int:
+        metrics = {ARRIVALS: {"a": reached}}
+        seen = context(0.0, queued, total_queued_requests=queued, aggregated_metrics=metrics)
+        return one._snapshot(seen, 0.0, 2.0, PROFILE).arrivals
+
+    assert arrivals(80, 0) == 80
+    assert arrivals(160, 40) == 120
+    assert arrivals(240, 40) == 80
+    assert arrivals(320, 0) == 40  # counted when they came

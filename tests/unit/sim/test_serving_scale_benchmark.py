@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = ROOT / "benchmarks" / "serving_scale.py"
-    spec = importlib.util.spec_from_file_location("serving_scale_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import serving_scale
 
 
 def rates(path: Path) -> Path:
@@ -36,11 +24,11 @@ def azure(path: Path) -> Path:
     return path
 
 
-def test_both_formats_in_one_call(benchmark, tmp_path: Path) -> None:
+def test_both_formats_in_one_call(tmp_path: Path) -> None:
     out, svg = tmp_path / "out.json", tmp_path / "out.svg"
     traces = [rates(tmp_path / "steps.txt"), azure(tmp_path / "azure.csv")]
     arguments = [word for path in traces for word in ("--trace", str(path))]
-    assert benchmark.main([*arguments, "--quick", "--json", str(out), "--svg", str(svg)]) == 0
+    assert serving_scale.main([*arguments, "--quick", "--json", str(out), "--svg", str(svg)]) == 0
     report = json.loads(out.read_text())
     assert set(report["traces"]) == {"steps", "azure"}
     for entry in report["traces"].values():
@@ -52,13 +40,13 @@ def test_both_formats_in_one_call(benchmark, tmp_path: Path) -> None:
     assert svg.read_text().startswith("<?xml")
 
 
-def test_variants_unless_quick(benchmark, tmp_path: Path) -> None:
+def test_variants_unless_quick(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     trace = rates(tmp_path / "steps.txt")
-    assert benchmark.main(["--trace", str(trace), "--json", str(out)]) == 0
+    assert serving_scale.main(["--trace", str(trace), "--json", str(out)]) == 0
     assert set(json.loads(out.read_text())["variants"]) == {"steps~jittered", "steps~x4"}
 
 
-def test_a_missing_trace_is_said_without_a_stack(benchmark, tmp_path: Path, capsys) -> None:
-    assert benchmark.main(["--trace", str(tmp_path / "none.txt")]) == 1
+def test_a_missing_trace_is_said_without_a_stack(tmp_path: Path, capsys) -> None:
+    assert serving_scale.main(["--trace", str(tmp_path / "none.txt")]) == 1
     assert "no trace at" in capsys.readouterr().err
