@@ -1,6 +1,7 @@
 """A request trace replayed for real against Ray Serve, ten times as fast, beside its simulation.
 
     python benchmarks/serving_replay.py --trace FILE [--keep SHARE] [--json OUT] [--quick]
+    python benchmarks/serving_replay.py --day [--json OUT]
 
 Starts a small Ray of its own, deploys a handler under Sundog's policy in Serve's autoscaler, and
 sends every request of the trace when it is due. All times are a tenth of those in
@@ -8,8 +9,10 @@ benchmarks/serving_scale.py: a start takes 6 s, the SLO is a wait of 0.5 s. The 
 time. Then the simulator serves the same requests. Compared are the replicas that are paid for (mean
 over time) and the share of requests in the SLO; the first 180 s of the trace are left out.
 
-`--keep 0.05` keeps every twentieth request of a trace that two cores cannot send; `--quick` replays
-the first seven minutes of the trace.
+`--day` replays a synthetic day in an hour instead (silent nights, two humps: `office_day` in
+sim/trace_families.py), scales to zero, leaves nothing out, and compares the bill with the least
+fixed number of replicas that holds 99.5% in the SLO. `--keep 0.05` keeps every twentieth request of
+a trace that two cores cannot send; `--quick` replays the first seven minutes of the trace.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from sundog.serving.scaling import Profile
 from sundog.serving.serve_policy import SundogPolicy, autoscaling_config
 from sundog.sim.replicas import Setting, simulate, warm_start
 from sundog.sim.scaling_policies import policies
+from sundog.sim.trace_families import office_day
 from sundog.sim.traces import Trace, load_trace
 
 SPEED = 10.0
@@ -48,7 +52,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trace", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--trace", type=Path, metavar="FILE")
+    source.add_argument("--day", action="store_true", help="a synthetic day, scaled to zero")
     parser.add_argument("--keep", type=float, default=1.0, help="the share of requests to send")
     parser.add_argument("--slots", type=int, default=8, help="requests at a time in a replica")
     parser.add_argument("--json", type=Path)
@@ -56,11 +62,16 @@ def main() -> int:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
-        trace = cut(load_trace(arguments.trace), arguments.keep, arguments.quick)
+        trace = load_trace(arguments.trace) if arguments.trace else office_day()
+        trace = cut(trace, arguments.keep, arguments.quick)
     except SundogError as fault:
         print(fault, file=sys.stderr)
         return fault.exit_code
-    setting = warm_start(trace, Setting(slots=arguments.slots, max_replicas=16))
+    setting = Setting(slots=arguments.slots, max_replicas=16)
+    if arguments.day:
+        setting = replace(setting, slots=2, min_replicas=0, initial=0, left_out_s=0.0)
+    else:
+        setting = warm_start(trace, setting)
     if arguments.inside:
         arguments.inside.write_text(json.dumps(replay(trace, setting)))
         sys.stderr.flush()
@@ -87,6 +98,11 @@ def main() -> int:
             f"{row['starts']} starts"
         )
     print(f"replicas real / simulated: {report['replicas_real_over_simulated']}")
+    if arguments.day:
+        report["always_on_replicas"] = fixed = always_on(trace, setting)
+        report["bill_over_always_on"] = round(real["replicas"] / fixed, 3)
+        print(f"the bill is {report['bill_over_always_on']:.0%} of {fixed} replicas always on")
+        print(f"first answer from zero: {real['first_answer_s']:.1f} s; failed: {real['failed']}")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
@@ -109,6 +125,15 @@ def simulated(trace: Trace, setting: Setting) -> dict[str, Any]:
         "slo_attainment": round(outcome.slo_attainment, 4),
         "starts": outcome.starts,
     }
+
+
+def always_on(trace: Trace, setting: Setting) -> int:
+    """The least number of replicas that, always there, holds 99.5% in the SLO."""
+    for count in range(1, setting.max_replicas + 1):
+        fixed = replace(setting, initial=count, min_replicas=count, max_replicas=count)
+        if simulate(trace, lambda _, count=count: count, fixed).slo_attainment >= 0.995:
+            return count
+    return setting.max_replicas
 
 
 def in_own_ray(argv: list[str]) -> dict[str, Any]:
@@ -202,12 +227,16 @@ def replay(trace: Trace, setting: Setting) -> dict[str, Any]:
 async def send(handle: Any, trace: Trace, setting: Setting) -> dict[str, Any]:
     began_s = time.time()
     waits_s = np.full(len(trace), np.inf)
+    first_answer_s = 0.0
     paid: list[tuple[float, int, int]] = []
     over = asyncio.Event()
 
     async def one(i: int, due_s: float) -> None:
+        nonlocal first_answer_s
         try:
             waits_s[i] = await handle.remote(float(trace.service_s[i])) - due_s
+            if i == 0:
+                first_answer_s = time.time() - due_s
         except Exception as fault:  # noqa: BLE001 - counted below as not in the SLO
             print(f"request {i}: {fault}", file=sys.stderr)
 
@@ -231,6 +260,7 @@ async def send(handle: Any, trace: Trace, setting: Setting) -> dict[str, Any]:
         "replicas": round(float(np.mean(billed)), 3),
         "slo_attainment": round(float((waits_s[judged] * SPEED <= setting.wait_slo_s).mean()), 4),
         "starts": sum(max(b - a, 0) for a, b in itertools.pairwise(targets)),
+        "first_answer_s": round(first_answer_s, 2),
         "failed": int(np.isinf(waits_s).sum()),
     }
 

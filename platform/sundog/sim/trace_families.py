@@ -127,6 +127,18 @@ def completion(seed: int) -> Trace:
     return _tokens("completion", level, 13, 1.1, 1500, seed)
 
 
+def office_day(seed: int = 0, peak: float = 8.0) -> Trace:
+    """A day of an office in an hour: nothing from 20:00 to 7:00, two humps around 11:00 and 16:00 of
+    `peak` requests a second, Poisson arrivals, one second of work each (exponential).
+    """
+    rng = np.random.default_rng(seed)
+    hour = np.arange(HOUR_S) * 24 / HOUR_S
+    humps = np.exp(-(((hour - 11) / 2) ** 2)) + np.exp(-(((hour - 16) / 1.7) ** 2))
+    level = np.where((hour >= 7) & (hour < 20), peak * humps, 0.0)
+    counts = rng.poisson(level).astype(np.int64)
+    return from_rates(f"office-day-{seed}", counts, mean_service_s=1.0, seed=seed)
+
+
 FAMILIES: dict[str, Callable[[int], Trace]] = {
     family.__name__: family
     for family in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sundog.sim.trace_families import FAMILIES, HOUR_S
+from sundog.sim.trace_families import FAMILIES, HOUR_S, office_day
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -20,3 +20,11 @@ def test_a_family_is_an_hour_and_its_seed_decides_it(name: str) -> None:
     assert (np.diff(one.arrival_s) >= 0).all()
     assert one.arrival_s.max() < HOUR_S
     assert one.service_s.min() > 0
+
+
+def test_an_office_day_has_silent_nights_and_two_humps() -> None:
+    trace = office_day()
+    hours = np.bincount((trace.arrival_s * 24 / HOUR_S).astype(int), minlength=24)
+    assert hours[:7].sum() == hours[20:].sum() == 0
+    assert hours[11] > hours[13] < hours[16]
+    assert 0.9 < trace.mean_service_s < 1.1
