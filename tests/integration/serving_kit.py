@@ -116,6 +116,30 @@ def register_stream(root_url: str, name: str, folder: Path) -> ModelVersion:
     )
 
 
+@contextmanager
+def three_kinds(local_ray: LocalRay, prefix: str, folder: Path, max_body: str) -> Iterator[str]:
+    """The gateway's address, with services scale (exported), odd (python) and words (in parts)."""
+    root = local_ray.endpoints.root
+    register_scale(root, f"{prefix}-scale", 2.0, folder)
+    register_python(root, f"{prefix}-odd", folder)
+    register_stream(root, f"{prefix}-words", folder)
+    file = write_deployment(
+        folder / "d.yaml",
+        {"service": "scale", "model": f"{prefix}-scale@champion", "max_body": max_body},
+        {"service": "odd", "model": f"{prefix}-odd@champion", "allow_code": True},
+        {"service": "words", "model": f"{prefix}-words@champion", "allow_code": True},
+    )
+    serve_cli(local_ray, "deploy", file)
+    gateway = local_ray.endpoints.gateway
+    wait_ready(gateway, "scale")
+    for name in ("odd", "words"):
+        url = f"{gateway}/v2/models/{name}/ready"
+        wait_for(f"{name} ready", lambda url=url: httpx.get(url, trust_env=False).is_success)
+    yield gateway
+    (folder / "empty.yaml").write_text("proxy_location: Disabled\napplications: []\n")
+    serve_cli(local_ray, "deploy", folder / "empty.yaml")
+
+
 def write_deployment(path: Path, *specs: dict[str, Any]) -> Path:
     apps = [
         {"name": s["service"], "import_path": "sundog:service", "route_prefix": None, "args": s}

@@ -13,13 +13,8 @@ import pytest
 from serving_kit import (
     WIDTH,
     ask_control,
-    register_python,
-    register_scale,
-    register_stream,
-    serve_cli,
+    three_kinds,
     wait_for,
-    wait_ready,
-    write_deployment,
     x_body,
 )
 
@@ -29,25 +24,8 @@ ROWS = [[1.0, 2.0, 3.0, 4.0]]
 @pytest.fixture(scope="module")
 def gateway(local_ray, tmp_path_factory):
     tmp = tmp_path_factory.mktemp("clients")
-    root = local_ray.endpoints.root
-    register_scale(root, "clients-scale", 2.0, tmp)
-    register_python(root, "clients-odd", tmp)
-    register_stream(root, "clients-words", tmp)
-    file = write_deployment(
-        tmp / "d.yaml",
-        {"service": "scale", "model": "clients-scale@champion", "max_body": "64MiB"},
-        {"service": "odd", "model": "clients-odd@champion", "allow_code": True},
-        {"service": "words", "model": "clients-words@champion", "allow_code": True},
-    )
-    serve_cli(local_ray, "deploy", file)
-    address = local_ray.endpoints.gateway
-    wait_ready(address, "scale")
-    for name in ("odd", "words"):
-        url = f"{address}/v2/models/{name}/ready"
-        wait_for(f"{name} ready", lambda url=url: httpx.get(url, trust_env=False).is_success)
-    yield address
-    (tmp / "empty.yaml").write_text("proxy_location: Disabled\napplications: []\n")
-    serve_cli(local_ray, "deploy", tmp / "empty.yaml")
+    with three_kinds(local_ray, "clients", tmp, max_body="64MiB") as address:
+        yield address
 
 
 def post(address, path, **kwargs):
@@ -218,6 +196,43 @@ def test_metrics_and_the_access_log(gateway, local_ray):
 
     row = wait_for("the line", logged)[-1]
     assert (row["service"], row["version"], row["status"]) == ("scale", "1", 200)
+
+
+def test_a_daily_quota_is_kept_by_control(gateway, local_ray):
+    made = ask_control(local_ray, "create_key", name="few", scopes=["scale"], quota=5)
+    headers = {"authorization": f"Bearer {made['key']}"}
+    try:
+        wait_for(
+            "the gateway asks for keys",
+            lambda: post(gateway, "/predict/scale", json={}).status_code == 401,
+        )
+        good = refused = 0
+
+        def used_up():
+            nonlocal good, refused
+            answer = post(gateway, "/predict/scale", json={"x": ROWS[0]}, headers=headers)
+            good += answer.status_code == 200
+            refused += answer.status_code == 429
+            assert answer.status_code in (200, 429), answer.text
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+            return "of today" in answer.text
+
+        wait_for("today's requests are used", used_up)
+        assert good == 5
+
+        def told():
+            [row] = [r for r in ask_control(local_ray, "keys") if r["key_id"] == made["key_id"]]
+            return row["used"] == {"requests": 5}
+
+        wait_for("control knows", told)
+    finally:
+        ask_control(local_ray, "revoke_key", key_id=made["key_id"])
+        ask_control(local_ray, "delete_key", key_id=made["key_id"])
+    wait_for(
+        "the gateway is open again",
+        lambda: post(gateway, "/predict/scale", json={"x": ROWS[0]}).is_success,
+    )
 
 
 def test_keys_lock_the_gateway_and_leave_no_trace(gateway, local_ray):

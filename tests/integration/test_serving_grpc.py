@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -13,13 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving_kit import (
     WIDTH,
     ask_control,
-    register_python,
-    register_scale,
-    register_stream,
-    serve_cli,
+    three_kinds,
     wait_for,
-    wait_ready,
-    write_deployment,
 )
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -30,25 +24,8 @@ Fault = triton.InferenceServerException
 @pytest.fixture(scope="module")
 def address(local_ray, tmp_path_factory):
     tmp = tmp_path_factory.mktemp("grpc")
-    root = local_ray.endpoints.root
-    register_scale(root, "grpc-scale", 2.0, tmp)
-    register_python(root, "grpc-odd", tmp)
-    register_stream(root, "grpc-words", tmp)
-    file = write_deployment(
-        tmp / "d.yaml",
-        {"service": "scale", "model": "grpc-scale@champion", "max_body": "16MiB"},
-        {"service": "odd", "model": "grpc-odd@champion", "allow_code": True},
-        {"service": "words", "model": "grpc-words@champion", "allow_code": True},
-    )
-    serve_cli(local_ray, "deploy", file)
-    gateway = local_ray.endpoints.gateway
-    wait_ready(gateway, "scale")
-    for name in ("odd", "words"):
-        url = f"{gateway}/v2/models/{name}/ready"
-        wait_for(f"{name} ready", lambda url=url: httpx.get(url, trust_env=False).is_success)
-    yield local_ray.endpoints.gateway_grpc
-    (tmp / "empty.yaml").write_text("proxy_location: Disabled\napplications: []\n")
-    serve_cli(local_ray, "deploy", tmp / "empty.yaml")
+    with three_kinds(local_ray, "grpc", tmp, max_body="16MiB"):
+        yield local_ray.endpoints.gateway_grpc
 
 
 @pytest.fixture

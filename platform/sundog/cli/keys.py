@@ -30,12 +30,19 @@ def create(
     burst: Annotated[
         float | None, typer.Option("--burst", help="At once, before the rate holds.")
     ] = None,
+    quota: Annotated[
+        int | None, typer.Option("--quota", min=1, help="Requests per day (UTC).")
+    ] = None,
+    quota_tokens: Annotated[
+        int | None,
+        typer.Option("--quota-tokens", min=1, help="Tokens per day, of services behind /v1."),
+    ] = None,
     expires: Annotated[str | None, typer.Option("--expires", help="In 30d, 12h, …")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and show it, this once.
 
-    Example: sundog keys create mobile-app --service digits --rate 50 --expires 90d
+    Example: sundog keys create mobile-app --service digits --rate 50 --quota 100000 --expires 90d
     """
     from sundog.spec.quantity import parse_duration_s
 
@@ -44,7 +51,13 @@ def create(
         ttl_s = parse_duration_s(expires) if expires else None
     except ValueError as error:
         raise SpecError(f"--expires: {error}") from None
-    made = control().create_key(name, scopes=service, rate=rate, burst=burst, ttl_s=ttl_s)
+    for option, number in (("--rate", rate), ("--burst", burst)):
+        if number is not None and not number > 0:
+            raise SpecError(f"{option} {number:g} would let nothing through", "write 1 or more")
+    made = control().create_key(
+        name, scopes=service, rate=rate, burst=burst, quota=quota, quota_tokens=quota_tokens,
+        ttl_s=ttl_s,
+    )  # fmt: skip
     out.say(f"{made['key']}\n  shown this once; callers send it as: Authorization: Bearer <key>")
     out.data(made)
 
@@ -59,14 +72,21 @@ def list_keys(as_json: Json = False) -> None:
     rows = control().keys()
     out.data(rows)
     out.table(
-        ["id", "name", "services", "rate/s", "state", "age"],
+        ["id", "name", "services", "rate/s", "used today", "state", "age"],
         [
-            (r["key_id"], r["name"], " ".join(r["scopes"]), r["rate"] or "any", _state(r, now),
-             age(now - r["created_s"]))
+            (r["key_id"], r["name"], " ".join(r["scopes"]), r["rate"] or "any", _used(r),
+             _state(r, now), age(now - r["created_s"]))
             for r in rows
         ],
         "no keys: the gateway serves everybody who can reach it",
     )  # fmt: skip
+
+
+def _used(row: dict[str, Any]) -> str:
+    """`12/100 requests, 0/5000 tokens`; empty where the key has no quota."""
+    quotas = {"requests": row["quota"], "tokens": row["quota_tokens"]}
+    used = row.get("used", {})
+    return ", ".join(f"{used.get(k, 0)}/{q} {k}" for k, q in quotas.items() if q is not None)
 
 
 def _state(row: dict[str, Any], now: float) -> str:

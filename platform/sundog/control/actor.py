@@ -44,6 +44,13 @@ class Control:
             raise ControlUnavailable("control does not lead yet", "report again")
         counters.report(gateway, counts, lanes)
 
+    async def limits(self, gateway: str, usage: dict[str, Any]) -> dict[str, Any]:
+        """What keys used on a gateway; what they may use there next."""
+        limits = self._loop.limits
+        if limits is None:
+            raise ControlUnavailable("control does not lead yet", "ask again")
+        return limits.exchange(gateway, usage)
+
     async def rollouts(self, verb: str, **arguments: Any) -> Any:
         """rollout | command | start | rollback, as control/services.py says."""
         services = self._loop.services

@@ -70,15 +70,19 @@ class ControlClient:
         scopes: list[str] | None = None,
         rate: float | None = None,
         burst: float | None = None,
+        quota: int | None = None,
+        quota_tokens: int | None = None,
         ttl_s: float | None = None,
     ) -> dict[str, Any]:
         """{key, key_id, …}. The key is returned this once; gateways ask for keys from then on.
 
-        `scopes`: services, `*` patterns allowed; `rate`: requests per second; `ttl_s`: lifetime.
+        `scopes`: services, `*` patterns allowed; `rate`: requests per second; `quota`,
+        `quota_tokens`: per day; `ttl_s`: lifetime.
         """
         return self._ask(
-            "keys", verb="create", name=name, scopes=scopes, rate=rate, burst=burst, ttl_s=ttl_s
-        )
+            "keys", verb="create", name=name, scopes=scopes, rate=rate, burst=burst,
+            quota=quota, quota_tokens=quota_tokens, ttl_s=ttl_s,
+        )  # fmt: skip
 
     def keys(self) -> list[dict[str, Any]]:
         return self._ask("keys", verb="listing")

@@ -10,6 +10,7 @@ from typing import Any
 
 from sundog import telemetry
 from sundog.clock import Clock
+from sundog.control.limits import Limits
 from sundog.errors import Conflict, NotFound
 from sundog.security.keys import KeyRecord, new_key, record_of
 from sundog.store import Lease, Store
@@ -19,10 +20,14 @@ ROTATION_S = 24 * 3600.0
 
 
 class Keys:
-    def __init__(self, store: Store, lease: Lease, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, clock: Clock, limits: Limits | None = None
+    ) -> None:
         self._store = store
         self._lease = lease
         self._clock = clock
+        self._limits = limits
+        self._tell()
 
     def create(
         self,
@@ -30,17 +35,25 @@ class Keys:
         scopes: list[str] | None = None,
         rate: float | None = None,
         burst: float | None = None,
+        quota: int | None = None,
+        quota_tokens: int | None = None,
         ttl_s: float | None = None,
     ) -> dict[str, Any]:
         """{key, key_id, …}: the only time that the key is seen."""
         key, record = new_key(
-            name, self._clock.now_s(), scopes=scopes or ["*"], rate=rate, burst=burst, ttl_s=ttl_s
-        )
+            name, self._clock.now_s(), scopes=scopes or ["*"], rate=rate, burst=burst,
+            quota=quota, quota_tokens=quota_tokens, ttl_s=ttl_s,
+        )  # fmt: skip
         self._put(record, telemetry.KEY_CREATED)
         return {"key": key, **shown(record)}
 
     def listing(self) -> list[dict[str, Any]]:
-        return [shown(record_of(d)) for d in self._store.keys()]  # noqa: SIM118
+        """What may be printed of every key, with what it used of its quotas today."""
+        rows = [shown(record_of(d)) for d in self._store.keys()]  # noqa: SIM118
+        if self._limits is not None:
+            for row in rows:
+                row["used"] = self._limits.used(row["key_id"])
+        return rows
 
     def revoke(self, key_id: str) -> None:
         """From the next snapshot on, within a second, the key opens nothing. NotFound."""
@@ -57,6 +70,7 @@ class Keys:
         if not any(t <= now_s for t in ends_s):
             raise Conflict(f"key {key_id} is in use", f"sundog keys revoke {key_id}")
         self._store.delete_key(self._lease, key_id)
+        self._tell()
         self._store.add_event(self._lease, telemetry.KEY_DELETED, key_id, {"name": record.name})
 
     def rotate(self, key_id: str, overlap_s: float = ROTATION_S) -> dict[str, Any]:
@@ -64,7 +78,9 @@ class Keys:
         old = self._find(key_id)
         end_s = self._clock.now_s() + overlap_s
         until = end_s if old.expires_s is None else min(end_s, old.expires_s)
-        made = self.create(old.name, list(old.scopes), old.rate, old.burst)
+        made = self.create(
+            old.name, list(old.scopes), old.rate, old.burst, old.quota, old.quota_tokens
+        )
         self._put(replace(old, expires_s=until), telemetry.KEY_ROTATED)
         return made
 
@@ -74,8 +90,13 @@ class Keys:
                 return record_of(document)
         raise NotFound(f"there is no key {key_id!r}", "`sundog keys list` shows the ids")
 
+    def _tell(self) -> None:
+        if self._limits is not None:
+            self._limits.update(record_of(d) for d in self._store.keys())  # noqa: SIM118
+
     def _put(self, record: KeyRecord, event: str) -> None:
         self._store.put_key(self._lease, record.document())
+        self._tell()
         self._store.add_event(self._lease, event, record.key_id, {"name": record.name})
 
 
@@ -83,6 +104,7 @@ def shown(record: KeyRecord) -> dict[str, Any]:
     """What may be printed of a key."""
     return {
         "key_id": record.key_id, "name": record.name, "scopes": list(record.scopes),
-        "rate": record.rate, "burst": record.burst, "created_s": record.created_s,
+        "rate": record.rate, "burst": record.burst, "quota": record.quota,
+        "quota_tokens": record.quota_tokens, "created_s": record.created_s,
         "expires_s": record.expires_s, "revoked_s": record.revoked_s,
     }  # fmt: skip

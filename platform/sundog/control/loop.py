@@ -18,11 +18,13 @@ from sundog.clock import WALL
 from sundog.control import webhook
 from sundog.control.counters import Counters
 from sundog.control.keys import Keys
+from sundog.control.limits import Limits
 from sundog.control.rollout import Rollouts
 from sundog.control.scaling import Scaler
 from sundog.control.services import ServicesController
+from sundog.control.signals import Signals
 from sundog.control.snapshots import Snapshots
-from sundog.errors import ClusterError, LeaseHeld, LeaseLost, SundogError
+from sundog.errors import ClusterError, LeaseHeld, LeaseLost, StorageUnavailable, SundogError
 from sundog.rayapi.kv import get_config
 from sundog.serving.gateway import default_address
 from sundog.storage.root import open_root
@@ -57,6 +59,7 @@ class Loop:
         self.services: ServicesController | None = None
         self.snapshots: Snapshots | None = None
         self.keys: Keys | None = None
+        self.limits: Limits | None = None
         self.counters: Counters | None = None
         self._wake = threading.Event()
 
@@ -80,21 +83,25 @@ class Loop:
         config = get_config() or {}
         root = config.get("root") or os.environ.get("SUNDOG_ROOT")
         store = open_store(store_url(config, root))
+        signals = Signals(WALL)
         try:
             lease = store.acquire(holder(), is_dead)
             version, _ = store.snapshot("routes")
             self.snapshots = Snapshots(lease.epoch, version, WALL)
-            self.keys = Keys(store, lease, WALL)
+            self.limits = Limits(store, lease, WALL)
+            self.keys = Keys(store, lease, WALL, self.limits)
             self.counters = Counters(WALL)
+            signals.start()
             rollouts = Rollouts(store, lease, self.counters, WALL, webhook.tell)
             self.services = ServicesController(
                 store, lease, self.snapshots, rollouts,
-                Scaler(store, lease, self.counters, WALL), root,
+                Scaler(store, lease, self.counters, signals, WALL), root,
                 config.get("gateway") or default_address(), WALL,
             )  # fmt: skip
             self._say("leading", "")
             self._loop(store, lease)
         finally:
+            signals.stop()
             store.close()
 
     def _loop(self, store: Store, lease: Lease) -> None:
@@ -115,8 +122,16 @@ class Loop:
                     log.exception("controller %s failed; next round in a moment", controller.name)
                 else:
                     self.message = ""
+            self._keep_limits()
             self._wake.wait(ROUND_S)
             self._wake.clear()
+
+    def _keep_limits(self) -> None:
+        assert self.limits is not None
+        try:
+            self.limits.keep()
+        except StorageUnavailable as error:  # tried again in the next round
+            log.warning("what keys used is not written down: %s", error)
 
     def _say(self, state: str, message: str) -> None:
         if (state, message) != (self.state, self.message):

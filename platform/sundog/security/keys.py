@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as hashes; scopes, expiry and a rate for each.
+"""API keys: made once, shown once, kept as hashes; scopes, expiry and limits for each.
 
 Checks from memory alone. A key has 160 random bits, so a plain SHA-256 keeps it: there is nothing
 to guess, and a slow hash would only slow down every request.
@@ -15,6 +15,7 @@ from typing import Any
 
 from sundog.clock import WALL
 from sundog.security.authoriser import ANONYMOUS, Headers, Identity, Refusal
+from sundog.security.limits import Allowed, Limiter
 
 PREFIX = "sd_"
 
@@ -30,15 +31,25 @@ class KeyRecord:
     rate: float | None = None
     """requests per second; None: as many as come"""
     burst: float | None = None
+    quota: int | None = None
+    """requests per day (UTC)"""
+    quota_tokens: int | None = None
     created_s: float = 0.0
     expires_s: float | None = None
     revoked_s: float | None = None
+
+    @property
+    def allowed(self) -> Allowed:
+        return Allowed(self.key_id, self.rate, self.burst, self.quota, self.quota_tokens)
 
     def document(self) -> dict[str, Any]:
         """As the store keeps it."""
         return {
             "key_id": self.key_id, "name": self.name, "hash": self.hash,
-            "body": {"scopes": list(self.scopes), "rate": self.rate, "burst": self.burst},
+            "body": {
+                "scopes": list(self.scopes), "rate": self.rate, "burst": self.burst,
+                "quota": self.quota, "quota_tokens": self.quota_tokens,
+            },
             "created_s": self.created_s, "expires_s": self.expires_s,
             "revoked_s": self.revoked_s,
         }  # fmt: skip
@@ -48,8 +59,8 @@ def record_of(document: dict[str, Any]) -> KeyRecord:
     body = document["body"]
     return KeyRecord(
         document["key_id"], document["name"], document["hash"], tuple(body["scopes"]),
-        body["rate"], body["burst"], document["created_s"], document["expires_s"],
-        document["revoked_s"],
+        body["rate"], body["burst"], body.get("quota"), body.get("quota_tokens"),
+        document["created_s"], document["expires_s"], document["revoked_s"],
     )  # fmt: skip
 
 
@@ -60,6 +71,8 @@ def new_key(
     scopes: Iterable[str] = ("*",),
     rate: float | None = None,
     burst: float | None = None,
+    quota: int | None = None,
+    quota_tokens: int | None = None,
     ttl_s: float | None = None,
 ) -> tuple[str, KeyRecord]:
     """A fresh key, to be shown once, and its record, to be kept."""
@@ -67,31 +80,13 @@ def new_key(
     key = f"{PREFIX}{key_id}_{secrets.token_urlsafe(20)}"
     expires_s = now_s + ttl_s if ttl_s is not None else None
     return key, KeyRecord(
-        key_id, name, hash_of(key.encode()), tuple(scopes), rate, burst, now_s, expires_s
-    )
+        key_id, name, hash_of(key.encode()), tuple(scopes), rate, burst, quota, quota_tokens,
+        now_s, expires_s,
+    )  # fmt: skip
 
 
 def hash_of(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
-
-
-class _Bucket:
-    """Tokens that refill at `rate` per second up to `burst`."""
-
-    __slots__ = ("at_s", "burst", "rate", "tokens")
-
-    def __init__(self, rate: float, burst: float, now_s: float) -> None:
-        self.rate, self.burst = rate, burst
-        self.tokens, self.at_s = burst, now_s
-
-    def take(self, now_s: float) -> float:
-        """0 when a token was there, else the seconds until one is."""
-        self.tokens = min(self.burst, self.tokens + (now_s - self.at_s) * self.rate)
-        self.at_s = now_s
-        if self.tokens >= 1:
-            self.tokens -= 1
-            return 0.0
-        return (1 - self.tokens) / self.rate
 
 
 class KeyRing:
@@ -101,24 +96,20 @@ class KeyRing:
         self,
         now_s: Callable[[], float] = WALL.now_s,
         monotonic_s: Callable[[], float] = WALL.monotonic_s,
+        gateways: int = 1,
     ) -> None:
+        """`gateways`: how many there are; each begins with its part of a rate."""
         self._now_s = now_s
-        self._monotonic_s = monotonic_s
+        self.limiter = Limiter(gateways, now_s, monotonic_s)
         self._by_hash: dict[str, KeyRecord] = {}
-        self._buckets: dict[str, _Bucket] = {}
         self._seen: dict[bytes, KeyRecord] = {}
 
     def update(self, documents: Iterable[dict[str, Any]]) -> None:
-        """Take over the keys of a snapshot; what is left of a rate stays with its key."""
+        """Take over the keys of a snapshot; what is used of a limit stays with its key."""
         records = [record_of(d) for d in documents]
         self._by_hash = {r.hash: r for r in records}
         self._seen = {}
-        kept = {r.key_id: r for r in records}
-        self._buckets = {
-            k: b
-            for k, b in self._buckets.items()
-            if k in kept and (kept[k].rate, _burst(kept[k])) == (b.rate, b.burst)
-        }
+        self.limiter.update(r.allowed for r in records)
 
     def authorise(self, headers: Headers, service: str) -> Identity | Refusal:
         if not self._by_hash:
@@ -139,25 +130,11 @@ class KeyRing:
             return Refusal(401, f"key {record.key_id} has expired")
         if service and not any(fnmatchcase(service, scope) for scope in record.scopes):
             return Refusal(403, f"key {record.key_id} is not for service {service!r}")
-        wait_s = self._take(record) if service else 0.0
-        if wait_s > 0:
-            return Refusal(
-                429, f"key {record.key_id} may ask {record.rate:g} times a second", wait_s
-            )
+        if service:
+            refusal = self.limiter.take(record.key_id, headers)
+            if refusal is not None:
+                return refusal
         return Identity(record.key_id)
-
-    def _take(self, record: KeyRecord) -> float:
-        if record.rate is None:
-            return 0.0
-        now_s = self._monotonic_s()
-        bucket = self._buckets.get(record.key_id)
-        if bucket is None:
-            bucket = self._buckets[record.key_id] = _Bucket(record.rate, _burst(record), now_s)
-        return bucket.take(now_s)
-
-
-def _burst(record: KeyRecord) -> float:
-    return record.burst if record.burst is not None else max(1.0, record.rate or 1.0)
 
 
 def _given(headers: Headers) -> bytes | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sundog.clock import WALL
 from sundog.security.authoriser import ANONYMOUS, Authoriser, Headers, Identity, Refusal
+from sundog.security.limits import Limiter
 from sundog.serving.access_log import AccessLog
 from sundog.serving.contract import Parsed
 from sundog.serving.feedback import Remembered
@@ -48,6 +49,7 @@ class Calls:
         log: AccessLog | None = None,
         observer: Observer | None = None,
         remembered: Remembered | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self.routes = routes
         self.authoriser = authoriser
@@ -56,6 +58,7 @@ class Calls:
         self.observer = observer or Observer()
         # An empty one is false: it has a length.
         self.remembered = Remembered() if remembered is None else remembered
+        self.limiter = limiter or Limiter()
         self.closing = False
 
     @property
@@ -111,10 +114,17 @@ class Calls:
             )  # fmt: skip
         return outputs
 
+    def tokens(self, call: Call, kind: str, count: int) -> None:
+        """Tokens that an answer cost, as whoever made it says. `kind`: input or output."""
+        self.metrics.tokens(call.service, call.identity.key_id, kind, count)
+        self.limiter.tokens(call.identity.key_id, count)
+
     def note(self, call: Call, status: int, size: int, seconds: float) -> None:
         """One request to a service has ended. `size`: bytes of its answer."""
         key = call.identity.key_id
         self.metrics.count(call.service, call.version, key, status, seconds)
+        if status >= 500 and key:
+            self.limiter.give_back(key)
         route = self.routes.services.get(call.service)
         sticky = route.sticky_key(call.headers, key) if route is not None and route.sticky else ""
         self.observer.note(call.service, call.version, status, seconds, sticky)

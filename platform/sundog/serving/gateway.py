@@ -7,6 +7,7 @@ and goes on with the last ones while control is away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -22,6 +23,7 @@ from sundog.rayapi import serve_ports, serve_targets, session
 from sundog.security.authoriser import Authoriser
 from sundog.security.exposure import beyond_this_machine, warning
 from sundog.security.keys import KeyRing
+from sundog.security.limits import Limiter
 from sundog.security.tokens import TokenRing, oidc_of
 from sundog.serving import feedback
 from sundog.serving.access_log import FLUSH_S, AccessLog
@@ -133,7 +135,9 @@ class Gateway:
             routes, metrics, feedback.router(remembered, observer, authoriser),
             passes_openai=bool(upstreams),
         )  # fmt: skip
-        calls = self.calls = Calls(routes, authoriser, metrics, access, observer, remembered)
+        calls = self.calls = Calls(
+            routes, authoriser, metrics, access, observer, remembered, keys.limiter
+        )
         openai = Passthrough(calls, upstreams) if upstreams else None
         self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
@@ -142,7 +146,7 @@ class Gateway:
         addresses = [a for a in (self._address, grpc_address) if a and tokens is None]
         background = [
             asyncio.create_task(follow_control(routes, keys, addresses)),
-            asyncio.create_task(report_forever(routes, observer)),
+            asyncio.create_task(report_forever(routes, observer, keys.limiter)),
             asyncio.create_task(routes.sweep_forever()),
             asyncio.create_task(flush_forever(access)),
         ]
@@ -233,19 +237,26 @@ async def follow_control(routes: Routes, keys: KeyRing, addresses: list[str]) ->
 REPORT_S = 0.5
 
 
-async def report_forever(routes: Routes, observer: Observer) -> None:
+async def report_forever(routes: Routes, observer: Observer, limiter: Limiter) -> None:
     """Tell control what was served, for ever; what it does not get is told later."""
     import ray
 
     name = gateway_name()
     control: Any = None
+    low = asyncio.Event()
+    limiter.on_low = low.set
     while True:
-        await asyncio.sleep(REPORT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(low.wait(), REPORT_S)
+        low.clear()
         counts = observer.take()
         try:
             if control is None:
                 control = await asyncio.to_thread(ray.get_actor, *_CONTROL)
             await control.report.remote(name, counts, lanes_of(routes))
+            counts = {}
+            if limiter.active:
+                limiter.apply(await control.limits.remote(name, limiter.usage()))
         except (ray.exceptions.RayError, ValueError):
             observer.put_back(counts)
             control = None

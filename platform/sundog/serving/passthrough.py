@@ -91,7 +91,7 @@ class Passthrough:
             seconds = WALL.monotonic_s() - began_s
             self._calls.note(call, answer.status, answer.size, seconds)
             for kind, count in answer.tokens.items():
-                self._calls.metrics.tokens(call.service, call.identity.key_id, kind, count)
+                self._calls.tokens(call, kind, count)
 
     async def _serve(self, answer: _Answer) -> None:
         scope, call = answer.scope, answer.call
