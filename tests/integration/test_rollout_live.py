@@ -76,6 +76,11 @@ class Service:
         except AssertionError:
             raise AssertionError(f"{self.name} is not {word}: {shown[0]}") from None
 
+    def kill_control(self):
+        """The rollout must go on from what is stored, and requests must not notice."""
+        [control] = processes(self.ray, "ray::Control")
+        os.kill(control.pid, signal.SIGKILL)
+
     def undeploy(self):
         serve_files.undeploy(self.name, self.ray.endpoints.dashboard)
         wait_for("gone", lambda: not any(a.startswith(f"{self.name}--") for a in
@@ -95,6 +100,9 @@ def service(local_ray, tmp_path):
         one.undeploy()
 
 
+# In each of these the controller is killed on the way.
+
+
 def test_a_good_version_is_promoted_although_control_is_killed_and_nobody_notices(
     service, local_ray
 ):
@@ -102,8 +110,7 @@ def test_a_good_version_is_promoted_although_control_is_killed_and_nobody_notice
     with digits.steady() as seen:
         digits.release()
         until("both answer", lambda: seen.answers["2"] > 20)
-        [control] = processes(local_ray, "ray::Control")
-        os.kill(control.pid, signal.SIGKILL)
+        digits.kill_control()
         until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
         until("version 1 is away", lambda: "canary-good--v1" not in serve_status(local_ray))
     assert not seen.failures
@@ -121,6 +128,8 @@ def test_a_version_with_errors_comes_back_and_few_have_met_it(service):
     digits = service("canary-bad", CANARY)
     with digits.steady() as seen:
         digits.release(fail_every=20)
+        until("both answer", lambda: seen.answers["2"] > 5)
+        digits.kill_control()
         digits.ended("rolled back")
         until("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
         before = seen.failed
@@ -140,6 +149,8 @@ def test_a_slower_version_comes_back(service):
     digits = service("canary-slow", guards, slow_s=0.01)
     with digits.steady(rate=60) as seen:
         digits.release(slow_s=0.02)
+        until("both answer", lambda: seen.answers["2"] > 5)
+        digits.kill_control()
         digits.ended("rolled back", 240)
         until("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
     assert not seen.failures
@@ -151,8 +162,7 @@ def test_a_version_that_crashes_when_it_loads_never_gets_traffic(service, local_
     with digits.steady(rate=100) as seen:
         digits.release(crash=True)
         until("version 2 is tried", lambda: "canary-crash--v2" in serve_status(local_ray))
-        [control] = processes(local_ray, "ray::Control")
-        os.kill(control.pid, signal.SIGKILL)
+        digits.kill_control()
         digits.ended("rolled back", 240)
     assert not seen.failures
     assert set(seen.answers) == {"1"}
@@ -164,6 +174,8 @@ def test_subtly_wrong_answers_come_back_by_feedback(service):
     digits = service("canary-wrong", {**CANARY, "guards": ["errors", "feedback"]})
     with digits.steady(rate=150, feedback=True) as seen:
         digits.release(wrong_every=4)
+        until("both answer", lambda: seen.answers["2"] > 5)
+        digits.kill_control()
         digits.ended("rolled back", 240)
     assert not seen.failures
     assert "feedback" in digits.cli("rollout", "status", "canary-wrong")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.counters import Counters, LaneSums
 from sundog.control.serving_plan import App
+from sundog.control.signals import Signals
 from sundog.errors import SundogError
 from sundog.serving.scaling import Profile, Snapshot, State, decide
 from sundog.serving.scaling_state import from_json, to_json
@@ -57,10 +59,14 @@ def profile_of(spec: ServiceSpec, measured: Mapping[str, Any] | None = None) -> 
 class Scaler:
     """Called by the services controller in every round; looks at each version every two seconds."""
 
-    def __init__(self, store: Store, lease: Lease, counters: Counters, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, counters: Counters, signals: Signals, clock: Clock
+    ) -> None:
         self._store = store
         self._lease = lease
         self._counters = counters
+        self._signals = signals
+        self._faults: dict[tuple[str, str], str] = {}
         self._clock = clock
         self._states: dict[tuple[str, str], State] = {}
         self._written_s: dict[tuple[str, str], float] = {}
@@ -135,7 +141,9 @@ class Scaler:
         elapsed_s = now_s - self._looked_s.get(key, now_s - EVERY_S)
         self._looked_s[key] = now_s
         sums = self._counters.take_lane(*key)
-        decision = decide(_snapshot(now_s, elapsed_s, app, sums), state, profile)
+        snapshot = _snapshot(now_s, elapsed_s, app, sums)
+        signals, self._faults[key] = self._signals.read(spec, version, snapshot.ready)
+        decision = decide(replace(snapshot, signals=signals), state, profile)
         count = _within(max(decision.count, int(wakes)), profile)
         if app.replicas is not None and count != app.replicas:
             log.info("%s: version %s on %d replicas: %s", *key, count, decision.reason)
@@ -152,11 +160,14 @@ class Scaler:
 
     def reason(self, service: str, version: str | None) -> tuple[int | None, str]:
         """The last decision for a version: how many, and why."""
-        state = self._states.get((service, version or ""))
-        return (state.count, state.reason) if state is not None else (None, "")
+        key = (service, version or "")
+        state = self._states.get(key)
+        if state is None:
+            return None, ""
+        return state.count, "; ".join(filter(None, (state.reason, self._faults.get(key))))
 
     def forget(self, service: str) -> None:
-        for states in (self._states, self._written_s, self._looked_s):
+        for states in (self._states, self._written_s, self._looked_s, self._faults):
             for key in [k for k in states if k[0] == service]:
                 del states[key]  # type: ignore[attr-defined]
 

@@ -17,12 +17,12 @@ from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.applications import gateway_app, gateway_fault, model_app, model_name
 from sundog.control.applications import versions_of as _versions
+from sundog.control.leavers import Leavers
 from sundog.control.rollout import Record, Rollouts
 from sundog.control.scaling import Scaler
 from sundog.control.serving_plan import (
     ANCHOR,
     GATEWAY_APP,
-    RETRY_S,
     App,
     Decision,
     Progress,
@@ -33,7 +33,6 @@ from sundog.control.serving_plan import (
     digest,
     entry_of,
     route,
-    service_of,
     unheld,
 )
 from sundog.control.snapshots import Snapshots
@@ -55,7 +54,6 @@ from sundog.store import Lease, Store
 
 MISSING_ROUNDS = 2
 """An anchor must be away this often in a row before its service goes."""
-RETIRE_AFTER_S = 10.0
 
 log = logging.getLogger("sundog.control")
 
@@ -92,11 +90,10 @@ class ServicesController:
         # Commands come from other threads and change what a round reads.
         self._lock = threading.RLock()
         self._models = Versions(root, clock)
+        self._leavers = Leavers(snapshots, self._models, clock)
         self._address = gateway_address
         self._clock = clock
         self._missing: dict[str, int] = {}
-        self._retiring: dict[str, tuple[int, float]] = {}
-        self._failed: dict[str, float] = {}
         self._specs: dict[str, ServiceSpec] = {}
         self._anchors: dict[str, str] = {}
         self._progress: dict[str, Progress] = {}
@@ -138,8 +135,7 @@ class ServicesController:
             self._remember(name, decision)
             self._close(name)
         self._publish()
-        self._retire(seen, decisions)
-        self._retry(seen)
+        self._sweep(seen, decisions)
         self._stepped = True
 
     def _decide(self, spec: ServiceSpec, apps: Mapping[str, App]) -> Decision:
@@ -197,6 +193,12 @@ class ServicesController:
         if record.state.phase != "promoted":
             self._models.follow_alias(spec, record.plan.candidate, record.plan.baseline)
         self._rollouts.applied(record)
+
+    def _sweep(self, seen: Observation, decisions: Mapping[str, Decision]) -> None:
+        unrouted = {app_name(n, v) for n, decision in decisions.items() for v in decision.retire}
+        self._leavers.retire(seen.apps, unrouted, set(self._specs))
+        active = {app_name(n, p.active) for n, p in self._progress.items() if p.active}
+        self._leavers.retry(seen.apps, active)
 
     def observe(self) -> Observation | None:
         """None where Serve does not run (any more): then there is nothing to bring about."""
@@ -286,46 +288,6 @@ class ServicesController:
             # The version is what must go on; hashes of keys have their own table.
             body = {"services": services}
             self._store.put_snapshot(self._lease, "routes", self._snapshots.version, body)
-
-    def _retire(self, seen: Observation, decisions: Mapping[str, Decision]) -> None:
-        """Delete versions that no route names any more, once every gateway knows."""
-        now = self._clock.monotonic_s()
-        leaving = {app_name(n, v) for n, d in decisions.items() for v in d.retire}
-        leaving |= {
-            app
-            for app, view in seen.apps.items()
-            if (owner := service_of(app)) and owner[0] not in self._specs
-            and view.status != "DELETING" and "Model" in view.deployments
-        }  # fmt: skip
-        for app in list(self._retiring):
-            if app not in leaving:
-                del self._retiring[app]
-        for app in leaving:
-            version, since_s = self._retiring.setdefault(app, (self._snapshots.version, now))
-            if self._snapshots.acknowledged(version) or now - since_s > RETIRE_AFTER_S:
-                log.info("%s is no longer routed, it is removed", app)
-                serve_apps.delete(app)
-                config = seen.apps[app].deployments["Model"].user_config or {}
-                owner = service_of(app)
-                if owner is not None and config.get("place"):
-                    self._models.release(owner[0], config["place"])
-
-    def _retry(self, seen: Observation) -> None:
-        """Take away what did not start and answers nothing; the next round deploys it again."""
-        now = self._clock.monotonic_s()
-        answering = {app_name(n, p.active) for n, p in self._progress.items() if p.active}
-        failed = {
-            app
-            for app, view in seen.apps.items()
-            if view.status == "DEPLOY_FAILED" and app not in answering
-            and (app == GATEWAY_APP or "Model" in view.deployments)
-        }  # fmt: skip
-        self._failed = {app: self._failed.get(app, now) for app in failed}
-        for app, since_s in list(self._failed.items()):
-            if now - since_s > RETRY_S:
-                log.info("%s did not start, it is tried again", app)
-                serve_apps.delete(app)
-                del self._failed[app]
 
     # -- what people ask
 

@@ -17,6 +17,29 @@ class Slo(Spec):
     p99: DurationS | None = None
 
 
+KNOWN_SIGNALS = ("cpu", "gpu", "gpu-memory")
+
+
+class Signal(Spec):
+    """Another measure of load; replicas grow in proportion to value / target, as Kubernetes' HPA."""
+
+    name: Name
+    target: float = Field(gt=0, description="the value to hold the signal at")
+    query: str | None = Field(
+        None,
+        description="PromQL; $service, $version and $app are filled in. Not needed for cpu and gpu "
+        "(cores and devices in use, per replica) and gpu-memory (bytes per replica)",
+        examples=['avg(vllm:kv_cache_usage_perc{model_name="$service"})'],
+    )
+
+    @model_validator(mode="after")
+    def _asks(self) -> Signal:
+        if self.query is None and self.name not in KNOWN_SIGNALS:
+            known = ", ".join(KNOWN_SIGNALS)
+            raise ValueError(f"signal {self.name} needs a query (PromQL); without one: {known}")
+        return self
+
+
 class Rollout(Spec):
     """How a new version takes over from the running one."""
 
@@ -85,6 +108,11 @@ class ServiceSpec(Environment):
     )
     resources: Resources = Resources(cpus=0)
     slo: Slo = Slo()
+    signals: tuple[Signal, ...] = Field(
+        (),
+        description="what replicas follow beside requests",
+        examples=[[{"name": "gpu", "target": 0.7}]],
+    )
     rollout: Rollout = Rollout()
     deadline: DurationS = Field(30.0, description="how long a request may take, queueing included")
     hold: DurationS = Field(

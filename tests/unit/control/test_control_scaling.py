@@ -6,6 +6,7 @@ from sundog.clock import ManualClock
 from sundog.control.counters import Counters
 from sundog.control.scaling import Scaler, profile_of
 from sundog.control.serving_plan import App
+from sundog.control.signals import Signals
 from sundog.spec import ServiceSpec
 from sundog.store import open_store
 
@@ -22,11 +23,14 @@ class World:
         self.store = open_store(f"sqlite:///{folder}/control.db", clock=self.clock)
         self.totals = {"arrivals": 0.0, "completions": 0.0, "busy_s": 0.0}
         self.replicas = 1
+        self.answers = {}
         self.restart()
 
     def restart(self):
         self.counters = Counters(self.clock)
-        self.scaler = Scaler(self.store, self.store.acquire("c"), self.counters, self.clock)
+        self.signals = Signals(self.clock, lambda query: self.answers[query])
+        lease = self.store.acquire("c")
+        self.scaler = Scaler(self.store, lease, self.counters, self.signals, self.clock)
 
     def app(self):
         ids = frozenset(map(str, range(self.replicas)))
@@ -117,3 +121,21 @@ def test_an_idle_service_sleeps_and_whoever_comes_wakes_it_at_once(world):
     world.counters.report("g", {}, held)
     assert world.scaler.counts(spec, {"1": world.app()}, None)["1"] >= 1
     assert world.scaler.startup_s("s", "1") is None, "sleeping is no start-up time"
+
+
+KV = {"name": "kv", "query": 'avg(kv{service="$service",version="$version"})', "target": 0.5}
+
+
+def test_a_signal_asks_for_replicas_in_proportion_until_it_is_stale(world):
+    spec = spec_of(signals=[KV])
+    world.second(1, spec=spec)
+    world.answers['avg(kv{service="s",version="1"})'] = 1.0
+    world.signals.ask_all()
+    for _ in range(3):
+        world.second(1, spec=spec)
+    assert world.replicas == 2
+    count, why = world.scaler.reason("s", "1")
+    assert (count, "kv at 1 of 0.5" in why) == (2, True)
+    for _ in range(120):
+        world.second(1, spec=spec)
+    assert world.replicas == 1, "half a minute without news"
