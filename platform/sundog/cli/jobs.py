@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,39 +36,32 @@ def register(app: typer.Typer) -> None:
     app.command()(ingest)
 
 
-def train(
-    file: SpecFile, run_id: RunId = None, root: Root = None,
-    working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Train what a run spec says.
+def _of_spec(kind: str, model: Any, does: str, example: str) -> Callable[..., None]:
+    """The command of a job that a spec describes: all of them take the same options."""
 
-    Example: sundog train jobs/specs/digits.yaml
-    """
-    _job("train", file, specs.RunSpec, run_id, root, working_dir, detach, as_json)
+    def command(
+        file: SpecFile, run_id: RunId = None, root: Root = None,
+        working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
+    ) -> None:  # fmt: skip
+        _job(kind, file, model, run_id, root, working_dir, detach, as_json)
 
-
-def sweep(
-    file: SpecFile, run_id: RunId = None, root: Root = None,
-    working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Search the parameters that a sweep spec says.
-
-    `submit` may be left out.
-
-    Example: sundog sweep submit jobs/specs/digits-sweep.yaml
-    """
-    _job("sweep", file, specs.SweepSpec, run_id, root, working_dir, detach, as_json)
+    command.__name__ = kind
+    command.__doc__ = f"{does}\n\nExample: {example}"
+    return command
 
 
-def batch(
-    file: SpecFile, run_id: RunId = None, root: Root = None,
-    working_dir: WorkingDir = Path(), detach: Detach = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Run a registered model over a Parquet data set.
-
-    Example: sundog batch jobs/specs/digits-batch.yaml
-    """
-    _job("batch", file, specs.BatchSpec, run_id, root, working_dir, detach, as_json)
+train = _of_spec(
+    "train", specs.RunSpec, "Train what a run spec says.", "sundog train jobs/specs/digits.yaml"
+)
+sweep = _of_spec(
+    "sweep", specs.SweepSpec,
+    "Search the parameters that a sweep spec says.\n\n`submit` may be left out.",
+    "sundog sweep submit jobs/specs/digits-sweep.yaml",
+)  # fmt: skip
+batch = _of_spec(
+    "batch", specs.BatchSpec, "Run a registered model over a Parquet data set.",
+    "sundog batch jobs/specs/digits-batch.yaml",
+)  # fmt: skip
 
 
 def ingest(
