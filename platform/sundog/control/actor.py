@@ -9,11 +9,14 @@ import asyncio
 import logging
 import os
 import threading
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from sundog.errors import ControlUnavailable
 
 SNAPSHOT_WAIT_S = 20.0
+
+T = TypeVar("T")
 
 
 class Control:
@@ -26,6 +29,8 @@ class Control:
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("sundog").setLevel(logging.INFO)
         self._loop = Loop()
+        # Each gateway holds a thread while it waits: they must not use up those for questions.
+        self._waiting = ThreadPoolExecutor(64, "sundog-snapshots")
         threading.Thread(target=self._loop.run, name="sundog-control", daemon=True).start()
 
     async def snapshot(self, gateway: str, epoch: int, version: int) -> dict[str, Any] | None:
@@ -35,32 +40,22 @@ class Control:
             await asyncio.sleep(0.05)
             return None
         seen = (epoch, version)
-        return await asyncio.to_thread(snapshots.wait, gateway, seen, SNAPSHOT_WAIT_S)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._waiting, snapshots.wait, gateway, seen, SNAPSHOT_WAIT_S
+        )
 
     async def report(self, gateway: str, counts: dict[str, Any], lanes: dict[str, Any]) -> None:
         """What a gateway served since its last report."""
-        counters = self._loop.counters
-        if counters is None:
-            raise ControlUnavailable("control does not lead yet", "report again")
-        counters.report(gateway, counts, lanes)
+        self._leading(self._loop.counters).report(gateway, counts, lanes)
 
     async def limits(self, gateway: str, usage: dict[str, Any]) -> dict[str, Any]:
         """What keys used on a gateway; what they may use there next."""
-        limits = self._loop.limits
-        if limits is None:
-            raise ControlUnavailable("control does not lead yet", "ask again")
-        return limits.exchange(gateway, usage)
+        return self._leading(self._loop.limits).exchange(gateway, usage)
 
     async def rollouts(self, verb: str, **arguments: Any) -> Any:
         """rollout | command | start | rollback, as control/services.py says."""
-        services = self._loop.services
-        if services is None:
-            raise ControlUnavailable(
-                f"control is {self._loop.state}: {self._loop.message}", "try again in a moment"
-            )
-        answer = await asyncio.to_thread(getattr(services, verb), **arguments)
-        self._loop.poke()
-        return answer
+        return await self._do(self._loop.services, verb, arguments)
 
     async def poke(self) -> None:
         """Something changed: do not wait for the next round."""
@@ -70,11 +65,7 @@ class Control:
         return {"state": self._loop.state, "message": self._loop.message, "pid": os.getpid()}
 
     async def services(self) -> list[dict[str, Any]]:
-        if self._loop.services is None:
-            raise ControlUnavailable(
-                f"control is {self._loop.state}: {self._loop.message}", "try again in a moment"
-            )
-        return self._loop.services.listing()
+        return self._leading(self._loop.services).listing()
 
     async def gateways(self) -> list[dict[str, Any]]:
         return self._loop.snapshots.gateways() if self._loop.snapshots is not None else []
@@ -83,11 +74,17 @@ class Control:
 
     async def keys(self, verb: str, **arguments: Any) -> Any:
         """create | listing | rotate | revoke | delete, as control/keys.py says."""
-        keys = self._loop.keys
-        if keys is None:
-            raise ControlUnavailable(
-                f"control is {self._loop.state}: {self._loop.message}", "try again in a moment"
-            )
-        answer = await asyncio.to_thread(getattr(keys, verb), **arguments)
+        return await self._do(self._loop.keys, verb, arguments)
+
+    # -- a control that leads has all its parts
+
+    async def _do(self, part: object | None, verb: str, arguments: dict[str, Any]) -> Any:
+        answer = await asyncio.to_thread(getattr(self._leading(part), verb), **arguments)
         self._loop.poke()
         return answer
+
+    def _leading(self, part: T | None) -> T:
+        if part is None:
+            said = f"control is {self._loop.state}: {self._loop.message}"
+            raise ControlUnavailable(said, "try again in a moment")
+        return part
