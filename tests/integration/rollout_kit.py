@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,18 +157,3 @@ def row(gateway: str, service: str) -> dict:
     """The service as `sundog services` sees it."""
     rows = httpx.get(f"{gateway}/sundog/services", timeout=10, trust_env=False).json()
     return next((r for r in rows if r["service"] == service), {})
-
-
-def until(what: str, check: Callable[[], object], timeout_s: float = 120.0) -> object:
-    end = time.monotonic() + timeout_s
-    last: object = None
-    while time.monotonic() < end:
-        try:
-            last = check()
-        except (httpx.HTTPError, KeyError) as error:
-            last = error
-        else:
-            if last:
-                return last
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not come about in {timeout_s:g} s; last: {last!r}")

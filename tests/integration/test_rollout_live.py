@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rollout_kit import body, register, row, steady, until
+from rollout_kit import body, register, row, steady
 from serving_kit import processes, serve_status, wait_for, wait_ready, write_deployment
 
 from sundog.control import serve_files
@@ -72,7 +72,7 @@ class Service:
             return word in shown[0].splitlines()[0]
 
         try:
-            until(f"{self.name} {word}", look, timeout_s)
+            wait_for(f"{self.name} {word}", look, timeout_s)
         except AssertionError:
             raise AssertionError(f"{self.name} is not {word}: {shown[0]}") from None
 
@@ -109,17 +109,17 @@ def test_a_good_version_is_promoted_although_control_is_killed_and_nobody_notice
     digits = service("canary-good", CANARY)
     with digits.steady() as seen:
         digits.release()
-        until("both answer", lambda: seen.answers["2"] > 20)
+        wait_for("both answer", lambda: seen.answers["2"] > 20)
         digits.kill_control()
-        until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
-        until("version 1 is away", lambda: "canary-good--v1" not in serve_status(local_ray))
+        wait_for("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
+        wait_for("version 1 is away", lambda: "canary-good--v1" not in serve_status(local_ray))
     assert not seen.failures
     words = digits.cli("rollout", "status", "canary-good")
     assert "promoted" in words
     assert "errors" in words
     # Long after promotion: back at once, and the alias follows.
     digits.cli("rollback", "canary-good", "--yes")
-    until("back on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
+    wait_for("back on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
     assert digits.registry.aliases("canary-good")["champion"] == 1
     assert "no rollout" in digits.cli("rollout", "abort", "canary-good", "--yes", code=1)
 
@@ -128,13 +128,13 @@ def test_a_version_with_errors_comes_back_and_few_have_met_it(service):
     digits = service("canary-bad", CANARY)
     with digits.steady() as seen:
         digits.release(fail_every=20)
-        until("both answer", lambda: seen.answers["2"] > 5)
+        wait_for("both answer", lambda: seen.answers["2"] > 5)
         digits.kill_control()
         digits.ended("rolled back")
-        until("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
+        wait_for("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
         before = seen.failed
         count = seen.total
-        until("load goes on", lambda: seen.total > count + 300)
+        wait_for("load goes on", lambda: seen.total > count + 300)
     assert 0 < before == seen.failed <= 60
     assert all("500" in words for words in seen.failures)
     assert digits.registry.aliases("canary-bad")["champion"] == 1
@@ -149,10 +149,10 @@ def test_a_slower_version_comes_back(service):
     digits = service("canary-slow", guards, slow_s=0.01)
     with digits.steady(rate=60) as seen:
         digits.release(slow_s=0.02)
-        until("both answer", lambda: seen.answers["2"] > 5)
+        wait_for("both answer", lambda: seen.answers["2"] > 5)
         digits.kill_control()
         digits.ended("rolled back", 240)
-        until("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
+        wait_for("all on version 1", lambda: digits.row()["weights"] == {"1": 1.0})
     assert not seen.failures
 
 
@@ -161,7 +161,7 @@ def test_a_version_that_crashes_when_it_loads_never_gets_traffic(service, local_
     digits = service("canary-crash", CANARY)
     with digits.steady(rate=100) as seen:
         digits.release(crash=True)
-        until("version 2 is tried", lambda: "canary-crash--v2" in serve_status(local_ray))
+        wait_for("version 2 is tried", lambda: "canary-crash--v2" in serve_status(local_ray))
         digits.kill_control()
         digits.ended("rolled back", 240)
     assert not seen.failures
@@ -174,7 +174,7 @@ def test_subtly_wrong_answers_come_back_by_feedback(service):
     digits = service("canary-wrong", {**CANARY, "guards": ["errors", "feedback"]})
     with digits.steady(rate=150, feedback=True) as seen:
         digits.release(wrong_every=4)
-        until("both answer", lambda: seen.answers["2"] > 5)
+        wait_for("both answer", lambda: seen.answers["2"] > 5)
         digits.kill_control()
         digits.ended("rolled back", 240)
     assert not seen.failures
@@ -194,16 +194,16 @@ def test_blue_green_switches_and_returns_without_a_failed_request(service, local
     }  # fmt: skip
     digits = service("blue-green", blue_green)
     with digits.steady(rate=200) as seen:
-        until("a reference", lambda: seen.total > 1000)
+        wait_for("a reference", lambda: seen.total > 1000)
         digits.release()
         digits.ended("promoted", 120)
-        until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
+        wait_for("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
         assert "blue-green--v1" in serve_status(local_ray), "the old one stays warm"
         began = time.monotonic()
         digits.cli("rollback", "blue-green", "--yes")
-        until("back", lambda: digits.row()["weights"] == {"1": 1.0}, 20)
+        wait_for("back", lambda: digits.row()["weights"] == {"1": 1.0}, 20)
         count = seen.answers["1"]
-        until("version 1 answers", lambda: seen.answers["1"] > count + 200)
+        wait_for("version 1 answers", lambda: seen.answers["1"] > count + 200)
     assert not seen.failures
     assert all(version == "1" for at, version in seen.versions if at > began + 15)
 
@@ -228,7 +228,7 @@ def test_ab_sticks_by_header_until_somebody_decides(service):
     ab = {"strategy": "ab", "share": "50%", "sticky": "header:x-user", "guards": ["errors"]}
     digits = service("ab", ab)
     digits.release()
-    until("both get traffic", lambda: len(digits.row()["weights"]) == 2)
+    wait_for("both get traffic", lambda: len(digits.row()["weights"]) == 2)
 
     def version_of(user):
         answer = httpx.post(
@@ -247,14 +247,14 @@ def test_ab_sticks_by_header_until_somebody_decides(service):
     assert "ab@7" in digits.cli("rollback", "ab", "7", "--yes", code=1)
     assert len(digits.row()["weights"]) == 2, "a version that is not there changes nothing"
     digits.cli("rollout", "promote", "ab", "--yes")
-    until("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
+    wait_for("all on version 2", lambda: digits.row()["weights"] == {"2": 1.0})
 
 
 @pytest.mark.long
 def test_what_cannot_be_compared_is_not_rolled_out(service):
     digits = service("canary-other", CANARY)
     digits.release(width=2)
-    words = until("it says why", lambda: digits.row()["message"])
+    words = wait_for("it says why", lambda: digits.row()["message"])
     assert "was not rolled out" in str(words)
     assert digits.row()["weights"] == {"1": 1.0}
     assert "no rollout" in digits.cli("rollout", "status", "canary-other", code=1)

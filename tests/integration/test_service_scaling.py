@@ -6,8 +6,8 @@ import json
 
 import httpx
 import pytest
-from rollout_kit import body, until
-from serving_kit import serve_status
+from rollout_kit import body
+from serving_kit import serve_status, wait_for
 from test_rollout_live import Service
 
 from sundog.control.profiles import kept
@@ -33,19 +33,19 @@ def replicas(service):
 def test_replicas_come_with_the_load_and_nobody_fails_when_they_go(service):
     assert replicas(service)[0] == 1
     with service.steady(rate=30, clients=8) as seen:
-        until("a second replica", lambda: replicas(service)[0] >= 2, 90)
-        until("it answers", lambda: service.row()["replicas"] >= 2, 90)
+        wait_for("a second replica", lambda: replicas(service)[0] >= 2, 90)
+        wait_for("it answers", lambda: service.row()["replicas"] >= 2, 90)
         shown = service.cli("service", "show", "scaled")
         assert "wanted: " in shown
     with service.steady(rate=2, clients=2) as calm:
-        until("one is enough again", lambda: replicas(service) == (1, 1), 180)
+        wait_for("one is enough again", lambda: replicas(service) == (1, 1), 180)
     assert not seen.failures
     assert not calm.failures
 
 
 def test_a_drill_kills_a_replica_and_prints_what_callers_noticed(service):
     service.deploy({}, replicas=2, batch=1)
-    until("two replicas", lambda: service.row()["replicas"] == 2, 90)
+    wait_for("two replicas", lambda: service.row()["replicas"] == 2, 90)
     receipt = json.loads(
         service.cli("drill", "service", "scaled", "--rate", "10", "--yes", "--json")
     )
@@ -94,8 +94,8 @@ def test_a_profile_finds_the_time_of_a_call_and_is_kept_beside_the_version(servi
 
 def test_an_idle_service_sleeps_and_the_first_request_is_held_until_it_is_awake(service):
     service.deploy({}, replicas="0..2", keep_warm="5s", hold="60s", deadline="90s")
-    until("it sleeps", lambda: replicas(service)[0] == 0, 120)
-    until("nobody is there", lambda: service.row()["replicas"] == 0, 60)
+    wait_for("it sleeps", lambda: replicas(service)[0] == 0, 120)
+    wait_for("nobody is there", lambda: service.row()["replicas"] == 0, 60)
     assert httpx.get(f"{service.gateway}/v2/models/scaled/ready", trust_env=False).is_success
     answer = httpx.post(
         f"{service.gateway}/v2/models/scaled/infer", content=body(3), timeout=90, trust_env=False

@@ -11,8 +11,8 @@ import subprocess
 import httpx
 import pytest
 import yaml
-from rollout_kit import row, steady, until
-from serving_kit import wait_ready, write_deployment
+from rollout_kit import row, steady
+from serving_kit import wait_for, wait_ready, write_deployment
 
 from sundog.control import serve_files
 from sundog.rayapi.local import LocalRay
@@ -80,10 +80,10 @@ def test_replicas_follow_the_cores_they_use(tmp_path, monkeypatch):
         discovery = ray.temp_dir / "prom_metrics_service_discovery.json"
         with prometheus(tmp_path, discovery, port), steady(gateway, "busy", rate=10, clients=2):
             # A fifth of a core at a target of a tenth: requests alone would ask for one replica.
-            until("replicas for the cores", lambda: row(gateway, "busy")["wanted"] >= 2, 120)
-            until("they came", lambda: row(gateway, "busy")["replicas"] >= 2, 90)
+            wait_for("replicas for the cores", lambda: row(gateway, "busy")["wanted"] >= 2, 120)
+            wait_for("they came", lambda: row(gateway, "busy")["replicas"] >= 2, 90)
             api = httpx.get(
                 f"http://127.0.0.1:{port}/api/v1/targets", timeout=10, trust_env=False
             ).json()
             assert api["data"]["activeTargets"], json.dumps(api)
-            until("it says so", lambda: "cpu at" in row(gateway, "busy")["scaling"], 60)
+            wait_for("it says so", lambda: "cpu at" in row(gateway, "busy")["scaling"], 60)
