@@ -6,6 +6,7 @@ Moves tensors over a torch process group, or over nothing when a worker is alone
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HEADER = 2
 """int64 numbers that ride along with every gradient: what was consumed, and a flag."""
+_DIGITS = 4 * HEADER  # of 16 bits each, which a float32 holds exactly
 
 
 class PeerLost(RunError):
@@ -31,11 +33,16 @@ class Exchange(Protocol):
     rank: int
     world: int
 
+    def seats(self, count: int, slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Slots like these, one for each of this rank's `partials`, from which `sum` sends without
+        a copy. Their content is lost with every `sum`."""
+        ...
+
     def sum(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
     ) -> tuple[torch.Tensor, list[list[int]]]:
         """The sum over all `count` micro-batches in the order of the fixed tree, and every rank's
-        header. `slots` are this rank's partial sums, one for each of its `partials`."""
+        header. `slots` are this rank's partial sums; the sum is good until the next call."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -56,6 +63,9 @@ class Alone:
 
     rank = 0
     world = 1
+
+    def seats(self, count: int, slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return list(slots)
 
     def sum(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
@@ -84,7 +94,11 @@ class Group:
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
         self._exact = exact
-        self._buffers: dict[tuple[int, int], torch.Tensor] = {}
+        self._buffers: _Buffers | None = None
+
+    def seats(self, count: int, slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        own = self._meet(count, slots[0]).seats
+        return [*own[: len(slots)], *slots[len(own) :]]
 
     def sum(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
@@ -111,7 +125,7 @@ class Group:
 
     def leave(self) -> None:
         """Close the connections: whoever still waits for us hears of it at once."""
-        self._buffers.clear()
+        self._buffers = None
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
 
@@ -124,47 +138,81 @@ class Group:
     def _in_order(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
     ) -> tuple[torch.Tensor, list[list[int]]]:
-        nodes = [partials(count, *share(count, self.world, rank)) for rank in range(self.world)]
-        most, size = max(len(n) for n in nodes), slots[0].numel()
-        rows = self._buffer(most * size + 2 * HEADER, slots[0])
-        mine = rows[self.rank]
-        for i, slot in enumerate(slots):
-            mine[i * size : (i + 1) * size] = slot
-        self._write_header(mine[most * size :], header)
-        dist.all_gather(list(rows.unbind(0)), mine.clone(), group=self._group)
+        size = slots[0].numel()
+        buffers = self._meet(count, slots[0])
+        for seat, slot in zip(buffers.seats, slots, strict=False):
+            if seat.data_ptr() != slot.data_ptr():
+                seat.copy_(slot)
+        words = torch.tensor(list(header), dtype=torch.int64).view(torch.float32)
+        buffers.sent[-words.numel() :].copy_(words)
+        rows = buffers.rows
+        dist.all_gather_into_tensor(rows.view(-1), buffers.sent, group=self._group)
         known = {
             node: rows[rank, i * size : (i + 1) * size]
             for rank in range(self.world)
-            for i, node in enumerate(nodes[rank])
+            for i, node in enumerate(buffers.nodes[rank])
         }
-        total = add_up(Node(0, count), known, torch.add)
-        headers = rows[:, most * size :].cpu().contiguous().view(torch.int64)
+        # In place: what was received is of no use afterwards.
+        total = add_up(Node(0, count), known, torch.Tensor.add_)
+        headers = rows[:, -words.numel() :].cpu().contiguous().view(torch.int64)
         return total, headers.tolist()
 
     def _fast(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
     ) -> tuple[torch.Tensor, list[list[int]]]:
-        total = slots[0].clone()
+        buffers = self._meet(count, slots[0])
+        seat, tail = buffers.seats[0], buffers.sent[slots[0].numel() :]
+        if seat.data_ptr() != slots[0].data_ptr():
+            seat.copy_(slots[0])
         for slot in slots[1:]:
-            total += slot
-        heads = torch.zeros(self.world, HEADER, dtype=torch.int64, device=total.device)
-        mine = torch.tensor(list(header), dtype=torch.int64, device=total.device)
-        small = dist.all_gather(list(heads.unbind(0)), mine, group=self._group, async_op=True)
-        dist.all_reduce(total, group=self._group)
-        small.wait()
-        return total, heads.tolist()
+            seat += slot
+        # The headers are summed too, each rank's in a place of its own: one message less a step.
+        tail.zero_()
+        tail[self.rank * _DIGITS : (self.rank + 1) * _DIGITS] = torch.tensor(_digits(header))
+        dist.all_reduce(buffers.sent, group=self._group)
+        heads = tail.view(self.world, HEADER, 4).tolist()
+        return seat, [[_from_digits(word) for word in head] for head in heads]
 
-    def _buffer(self, width: int, like: torch.Tensor) -> torch.Tensor:
-        key = (self.world, width)
-        if key not in self._buffers:
-            # An even width keeps the header aligned for its 8-byte view.
-            self._buffers = {key: like.new_zeros(self.world, width)}
-        return self._buffers[key]
+    def _meet(self, count: int, like: torch.Tensor) -> _Buffers:
+        key = (count, like.numel(), like.device)
+        if self._buffers is None or self._buffers.key != key:
+            make = _Buffers.in_order if self._exact else _Buffers.fast
+            self._buffers = make(key, self.world, self.rank, like)
+        return self._buffers
 
-    @staticmethod
-    def _write_header(tail: torch.Tensor, header: Sequence[int]) -> None:
-        words = torch.tensor(list(header), dtype=torch.int64).view(torch.float32)
-        tail.copy_(words)
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What a group sends from and receives into, at every step again."""
+
+    key: tuple[Any, ...]
+    sent: torch.Tensor
+    seats: list[torch.Tensor]  # views of `sent`
+    nodes: list[list[Node]]  # by rank: what its seats sum up
+    rows: torch.Tensor  # by rank: what it sent
+
+    @classmethod
+    def in_order(cls, key: tuple[Any, ...], world: int, rank: int, like: torch.Tensor) -> _Buffers:
+        count, size = key[0], like.numel()
+        nodes = [partials(count, *share(count, world, r)) for r in range(world)]
+        most = max(len(n) for n in nodes)
+        sent = like.new_zeros(most * size + 2 * HEADER)
+        seats = [sent[i * size : (i + 1) * size] for i in range(len(nodes[rank]))]
+        return cls(key, sent, seats, nodes, like.new_zeros(world, sent.numel()))
+
+    @classmethod
+    def fast(cls, key: tuple[Any, ...], world: int, rank: int, like: torch.Tensor) -> _Buffers:
+        sent = like.new_zeros(like.numel() + world * _DIGITS)
+        return cls(key, sent, [sent[: like.numel()]], [], sent[:0])
+
+
+def _digits(header: Sequence[int]) -> list[float]:
+    return [float(word >> bits & 0xFFFF) for word in header for bits in (0, 16, 32, 48)]
+
+
+def _from_digits(digits: list[float]) -> int:
+    word = sum(int(digit) << 16 * i for i, digit in enumerate(digits))
+    return word - (1 << 64) if word >> 63 else word
 
 
 def connect(

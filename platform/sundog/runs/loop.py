@@ -122,6 +122,7 @@ class Loop:
         last good checkpoint, else the beginning. Called again with every new group."""
         self.exchange = exchange
         self.replica.seat(exchange.world, exchange.rank)
+        self.replica.slots = exchange.seats(self.plan.count, self.replica.slots)
         if self.replica.collective:  # who left took a shard along: there is only the checkpoint
             self.step = -1
             if self.saver:

@@ -8,6 +8,7 @@ are the loop's.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -55,20 +56,31 @@ class Replica:
             recompute_blocks(self.model)
         if spec.compile:
             self.model.compile()
-        size = sum(p.numel() for p in self.params)
-        self._leaf = torch.zeros(size, device=device)
-        offset = 0
-        for p in self.params:
-            # Gradients land in one flat buffer: it is what is summed and sent.
-            p.grad = self._leaf[offset : offset + p.numel()].view_as(p)
-            offset += p.numel()
+        # What the optimizer steps with: the mean gradient, flat.
+        self._mean = torch.zeros(sum(p.numel() for p in self.params), device=device)
+        self._views: dict[int, list[torch.Tensor]] = {}
+        self._aim(self._mean)
 
     def seat(self, world: int, rank: int) -> None:
         """Take place `rank` in a group of `world`: room for that place's partial sums."""
         own = len(partials(self.plan.count, *share(self.plan.count, world, rank)))
-        width = self._leaf.numel() + 1  # the loss is summed with the gradient
+        width = self._mean.numel() + 1  # the loss is summed with the gradient
         self.slots = [torch.zeros(width, device=self.device) for _ in range(own)]
+        self._views = {}  # of the slots before
         self._seat = world, rank
+
+    def _aim(self, flat: torch.Tensor) -> None:
+        """Let gradients land in this flat buffer: it is what is summed and sent."""
+        views = self._views.get(flat.data_ptr())
+        if views is None:
+            ends = itertools.accumulate(p.numel() for p in self.params)
+            views = [
+                flat[end - p.numel() : end].view_as(p)
+                for p, end in zip(self.params, ends, strict=True)
+            ]
+            self._views[flat.data_ptr()] = views
+        for p, view in zip(self.params, views, strict=True):
+            p.grad = view
 
     def compute(self, step: int, indices: Any, first_row: int) -> None:
         """This worker's partial sums, each a whole subtree of the tree over micro-batches.
@@ -90,12 +102,12 @@ class Replica:
     ) -> None:
         """Sum gradient and loss of the micro-batches under `node` into `out`, in the tree's order."""
         if node.leaf:
-            self._leaf.zero_()
+            self._aim(out)
+            out.zero_()
             loss = self.loss(step, node.start, rows.get(node.start))
             scaled = loss * self.scaler.scale if self.scaler else loss
             with blamed("recipe: backward of loss()"):
                 scaled.backward()  # type: ignore[no-untyped-call]
-            out[:-1] = self._leaf
             out[-1] = loss.detach()
             return
         left, right = node.children()
@@ -131,16 +143,17 @@ class Replica:
         """One step of the optimizer with the sum over all micro-batches. Everybody has the same sum,
         so everybody clips, scales and skips alike. RunError when the gradient is not finite."""
         scale = self.scaler.scale if self.scaler else 1.0
-        torch.div(total[:-1], self.plan.count * scale, out=self._leaf)
+        torch.div(total[:-1], self.plan.count * scale, out=self._mean)
         if self.scaler or self.spec.clip:
-            norm = float(torch.linalg.vector_norm(self._leaf))
+            norm = float(torch.linalg.vector_norm(self._mean))
             if self.scaler and not self.scaler.saw(math.isfinite(norm)):
                 return  # too large for half precision: the next step is scaled down
             if not math.isfinite(norm):
                 raise diverged(step, f"the gradient's norm became {norm}")
             if self.spec.clip and norm > self.spec.clip:
-                self._leaf *= self.spec.clip / norm
+                self._mean *= self.spec.clip / norm
         self.set_rates(step)
+        self._aim(self._mean)
         with blamed("recipe: the optimizer's step"):
             self.optimizer.step()
 
