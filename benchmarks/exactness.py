@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import tempfile
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from this_machine import machine
 
 from sundog import Columns, Recipe
 from sundog.runs.goodput import Account
@@ -176,13 +175,8 @@ def main() -> None:
     }
     print(json.dumps(worst))
     if arguments.json:
-        cpu = next(
-            (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
-             if x.startswith("model name")), platform.processor(),
-        )  # fmt: skip
-        machine = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
-                   "torch": torch.__version__, "load": os.getloadavg()[0]}  # fmt: skip
-        out = {**worst, "runs": runs, "machine": machine, "backend": "gloo, CPU"}
+        about = machine() | {"torch": torch.__version__}
+        out = {**worst, "runs": runs, "machine": about, "backend": "gloo, CPU"}
         arguments.json.write_text(json.dumps(out, indent=1) + "\n")
 
 

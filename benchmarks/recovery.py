@@ -5,7 +5,7 @@ real things to it: `kill -9` of a worker, of a node's raylet, of the driver, and
 deadline through Ray's own API. Reads what the run's record says. Beside it, on request, Ray Train
 with its defaults: its workers all start again (`--stock`, minutes).
 
-    python benchmarks/recovery.py --quick --json out.json
+    python benchmarks/recovery.py --kinds worker notice --json out.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import psutil
 import yaml
+from this_machine import machine
 
 from sundog.rayapi.local import write_token
 from sundog.storage.root import open_root
@@ -102,10 +102,14 @@ class Field:
         while not (value := found()):
             ended = self.driver is not None and self.driver.poll() is not None
             if ended or time.monotonic() > deadline:
-                tail = (self.work / f"{self.run.run_id}.log").read_text()[-2000:]
-                raise SystemExit(f"{what} did not happen\n{tail}")
+                raise SystemExit(f"{what} did not happen\n{self.tail()}")
             time.sleep(0.05)
         return value
+
+    def tail(self) -> str:
+        """The last words of the driver and of all workers."""
+        driver = (self.work / f"{self.run.run_id}.log").read_text()
+        return f"{driver[-2000:]}\n{''.join(self.run.logs())[-4000:]}"
 
     def steady(self) -> None:
         """Two workers, some steps further than now."""
@@ -134,7 +138,7 @@ def workers(of: Any = None) -> list[psutil.Process]:
 def strike(field: Field, kind: str) -> dict[str, Any]:
     """One fault, and what the run says of it once it is over."""
     changes = ("run.recovered", "run.drained")
-    before = len(field.events(*changes))
+    before, grown = len(field.events(*changes)), len(field.events("run.resized"))
     if kind == "driver":
         return strike_driver(field)
     index = next(i for i, n in enumerate(field.nodes) if workers(n))
@@ -153,7 +157,6 @@ def strike(field: Field, kind: str) -> dict[str, Any]:
             field.nodes[index].kill_raylet(check_alive=False)
         field.nodes[index] = field.node()
     found = field.until("recovery", lambda: field.events(*changes)[before:])[0]
-    grown = len(field.events("run.resized"))
     if not field.stock and kind != "worker":
         field.cluster.remove_node(field.nodes[index], allow_graceful=kind == "notice")
         field.nodes[index] = field.node()
@@ -163,8 +166,9 @@ def strike(field: Field, kind: str) -> dict[str, Any]:
         **{f"stage_{name}_s": s for name, s in found.get("stages", {}).items()},
     }  # fmt: skip
     if not field.stock:
-        resized = field.until("growing", lambda: field.events("run.resized")[max(0, grown - 1) :])
-        out["pause_to_grow_s"] = resized[-1]["took_s"]
+        resized = field.until("growing", lambda: field.events("run.resized")[grown:])[0]
+        out["pause_to_grow_s"] = resized["took_s"]
+        out["fault_to_full_size_s"] = round(resized["at_s"] - struck, 3)
     return out
 
 
@@ -233,17 +237,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--repeat", type=int, help="faults of a kind; 5, with --quick 1")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help=f"all: {' '.join(KINDS)}")
     parser.add_argument("--stock", action="store_true", help="Ray Train's defaults beside it")
-    parser.add_argument("--quick", action="store_true", help="one fault of the first two kinds")
+    parser.add_argument("--quick", action="store_true", help="one fault a kind: worker, notice")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
-    kinds, repeat = arguments.kinds, arguments.repeat
-    if arguments.quick:
-        kinds, repeat = ["worker", "notice"], 1
+    kinds = arguments.kinds or (["worker", "notice"] if arguments.quick else list(KINDS))
+    repeat = arguments.repeat or (1 if arguments.quick else 5)
     # Ray's switch that keeps it on loopback forbids a second node.
     os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+    # By default Ray's workers give way to all else: beside a busy machine's other work they would
+    # take minutes to start, which says nothing of a node of one's own.
+    os.environ |= {"RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory() as home:
         token = write_token(Path(home, "token"))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -253,13 +259,7 @@ def main() -> None:
             policies["ray train"] = measure(stock, max(1, repeat // 2), True)
     print(json.dumps(policies, indent=1))
     if arguments.json:
-        cpu = next(
-            (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
-             if x.startswith("model name")), platform.processor(),
-        )  # fmt: skip
-        machine = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
-                   "load": os.getloadavg()[0]}  # fmt: skip
-        out = {"policies": policies, "machine": machine, "backend": "gloo, CPU"}
+        out = {"policies": policies, "machine": machine(), "backend": "gloo, CPU"}
         arguments.json.write_text(json.dumps(out, indent=1) + "\n")
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
-import os
-import platform
 import socket
 import statistics
 import tempfile
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from this_machine import machine
 
 from sundog import Columns, Recipe
 from sundog.runs.exchange import Alone, Group
@@ -229,13 +228,8 @@ def main() -> None:
     result = measure(arguments)
     print(json.dumps(result))
     if arguments.json:
-        cpu = next(
-            (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines()
-             if x.startswith("model name")), platform.processor(),
-        )  # fmt: skip
-        machine = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
-                   "torch": torch.__version__, "load": os.getloadavg()[0]}  # fmt: skip
-        out = {**result, "machine": machine, "backend": "gloo, CPU"}
+        about = machine() | {"torch": torch.__version__}
+        out = {**result, "machine": about, "backend": "gloo, CPU"}
         arguments.json.write_text(json.dumps(out, indent=1) + "\n")
 
 
