@@ -1,7 +1,7 @@
 """The agent beside each raylet: hears the cloud's notice and drains this node, and only this one.
 
 Runs as the user that runs Ray. A metadata service that is slow, refuses or lies costs polls, never
-the node; rebalance advice is reported, and drains only where the operator said so.
+the node; on rebalance advice a spare is asked for, and the node drains only where the operator said so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Agent:
     instance_id: str
     clock: Clock = WALL
     drain_on_advice: bool = False
+    spare: Callable[[str], None] | None = None
+    """Asks for a node like the one with this Ray id."""
     say: Callable[..., None] = print
     drained: bool = False
     root: Creates | None = None
@@ -74,9 +77,22 @@ class Agent:
             if notice.kind == "interruption" or self.drain_on_advice:
                 self._drain(notice, now_s)
             elif notice.detail not in self._advised:
-                self._advised.add(notice.detail)
-                self._tell("advice", detail=notice.detail)
+                self._advise(notice)
         return POLL_S
+
+    def _advise(self, notice: Notice) -> None:
+        """Advice may come to nothing: a spare gets ready, and the work here goes on."""
+        if self.spare is not None and not self._advised:
+            try:
+                mine = self._own(self.cluster.nodes())
+            except ClusterError as error:
+                self._tell("no-spare", detail=error.message)
+                return  # heard again at the next poll
+            if mine is None:
+                return
+            self.spare(mine.node_id)
+        self._advised.add(notice.detail)
+        self._tell("advice", detail=notice.detail, spare=self.spare is not None)
 
     def _record(self, root: Creates, now_s: float) -> None:
         """Say once in the storage root what this node is; asked again until it has joined."""
@@ -163,6 +179,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metadata", default=os.environ.get("SUNDOG_METADATA_URL"))
     parser.add_argument("--root", default=os.environ.get("SUNDOG_ROOT"), help="storage root")
     parser.add_argument("--drain-on-advice", action="store_true")
+    parser.add_argument(
+        "--no-spare", action="store_true", help="launch no spare node on rebalance advice"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.instance:
         print("RAY_CLOUD_INSTANCE_ID is not set: which node is this?", file=sys.stderr)
@@ -174,10 +193,18 @@ def main(argv: list[str] | None = None) -> int:
         arguments.cloud, SERVICES[arguments.cloud](arguments.metadata), Gcs(arguments.gcs),
         arguments.instance, drain_on_advice=arguments.drain_on_advice,
     )  # fmt: skip
+    if not arguments.no_spare:
+        agent.spare = lambda node_id: ask_spare(arguments.gcs, node_id)
     agent.root = root = _root(arguments.root)
     agent.ledger = RootLedger(root) if root is not None else None
     agent.run()
     return 0
+
+
+def ask_spare(gcs: str, node_id: str) -> None:
+    """In a process of its own: an agent must not be a driver, and polls go on meanwhile."""
+    command = [sys.executable, "-m", "sundog.capacity.spare", "--gcs", gcs, "--node", node_id]
+    subprocess.Popen(command)
 
 
 def _root(url: str | None) -> Root | None:

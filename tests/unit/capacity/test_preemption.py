@@ -149,6 +149,15 @@ def test_rebalance_is_advice_and_drains_only_when_asked_to(server: Server) -> No
     assert [d[0] for d in cluster.drains] == [MINE.node_id]
 
 
+def test_advice_asks_once_for_a_spare_and_leaves_the_node_alone(server: Server) -> None:
+    server.aws(events__recommendations__rebalance='{"noticeTime": "2027-01-15T08:00:00Z"}')
+    asked: list[str] = []
+    ear, cluster, heard = agent(server, spare=asked.append)
+    ear.step()
+    ear.step()
+    assert (asked, cluster.drains, heard.events) == ([MINE.node_id], [], ["advice"])
+
+
 @pytest.mark.parametrize(
     "break_it",
     [
