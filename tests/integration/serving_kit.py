@@ -126,7 +126,12 @@ def three_kinds(local_ray: LocalRay, prefix: str, folder: Path, max_body: str) -
     file = write_deployment(
         folder / "d.yaml",
         {"service": "scale", "model": f"{prefix}-scale@champion", "max_body": max_body},
-        {"service": "odd", "model": f"{prefix}-odd@champion", "allow_code": True},
+        {
+            "service": "odd",
+            "model": f"{prefix}-odd@champion",
+            "allow_code": True,
+            "capture": {"share": "100%", "leave_out": ["word"]},
+        },
         {"service": "words", "model": f"{prefix}-words@champion", "allow_code": True},
     )
     serve_cli(local_ray, "deploy", file)

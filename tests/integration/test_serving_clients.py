@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 import zlib
 
@@ -196,6 +198,24 @@ def test_metrics_and_the_access_log(gateway, local_ray):
 
     row = wait_for("the line", logged)[-1]
     assert (row["service"], row["version"], row["status"]) == ("scale", "1", 200)
+
+
+def test_captured_requests_are_read_back(gateway, local_ray):
+    post(gateway, "/predict/odd", json={"x": [3.0, 4.0]}, headers={"x-request-id": "kept-1"})
+    command = [sys.executable, "-m", "sundog", "service", "capture", "odd", "--json",
+               "--root", local_ray.endpoints.root]  # fmt: skip
+
+    def kept():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return [r for r in json.loads(done.stdout) if r["id"] == "kept-1"]
+
+    [row] = wait_for("the row", kept)
+    assert row["inputs"] == {"x": [[3.0, 4.0]]}
+    assert row["outputs"]["y"] == [[4.0, 5.0]]
+    assert "word" not in row["outputs"]
+    metrics = httpx.get(f"{gateway}/metrics", trust_env=False).text
+    assert 'sundog_gateway_captures_total{service="odd",outcome="kept"}' in metrics
 
 
 def test_a_daily_quota_is_kept_by_control(gateway, local_ray):

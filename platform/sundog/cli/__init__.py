@@ -20,6 +20,7 @@ from sundog.cli import (
     rollout,
     runs,
     service,
+    service_capture,
     services,
     sweeps,
 )
@@ -44,6 +45,7 @@ app.add_typer(drill.app, name="drill")
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
 services.register(app)
+service_capture.register(service.app)
 app.add_typer(service.app, name="service")
 rollout.register(app)
 app.add_typer(keys.app, name="keys")

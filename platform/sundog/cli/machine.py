@@ -116,6 +116,10 @@ def up(
         str | None,
         typer.Option("--grpc", help="Where the gateway speaks gRPC, or off; else a free port."),
     ] = None,
+    gateways: Annotated[
+        int,
+        typer.Option("--gateways", min=1, max=32, help="So many behind one edge (HAProxy)."),
+    ] = 1,
     cpus: Annotated[int | None, typer.Option("--cpus", help="CPUs for Ray; else all.")] = None,
     with_demo: Annotated[
         bool, typer.Option("--demo", help="First train, register and deploy the digits demo.")
@@ -145,7 +149,12 @@ def up(
     _end_like_ctrl_c()
     token = write_token(home() / "token")
     with LocalRay(
-        where, num_cpus=cpus, gateway=address, gateway_grpc=grpc_address, token_path=token
+        where,
+        num_cpus=cpus,
+        gateway=address,
+        gateway_grpc=grpc_address,
+        gateways=gateways,
+        token_path=token,
     ) as ray:
         write_record(home(), ray.endpoints)
         try:

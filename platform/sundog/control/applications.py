@@ -6,24 +6,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from sundog import __version__
-from sundog.control.serving_plan import App, environment_digest, service_of
+from sundog.control.serving_plan import GATEWAY_APP, App, environment_digest, service_of
 from sundog.control.serving_plan import digest as spec_digest
 from sundog.rayapi import serve_apps
+from sundog.serving.edge import Edge
 from sundog.serving.gateway import Gateway
 from sundog.serving.replica import Model
 from sundog.spec import ServiceSpec
 
 
-def gateway_app(address: str) -> Any:
+def gateway_config(address: str, gateways: int) -> dict[str, Any]:
+    return {"address": address, "gateways": gateways}
+
+
+def gateway_app(address: str, gateways: int = 1) -> Any:
+    """One gateway at the address, or an edge at the address with several behind it on its node."""
     from ray import serve
 
-    config = {"address": address}
+    config = gateway_config(address, gateways)
+    # The edge reaches gateways by private sockets, and the address is the head's.
+    place: dict[str, Any] = {"num_cpus": 0}
+    several: dict[str, Any] = {}
+    if gateways > 1:
+        place["resources"] = {"node:__internal_head__": 0.001}
+        several = {"max_surge_percent": 100}
     deployment = serve.deployment(
-        Gateway, name="Gateway", num_replicas=1, ray_actor_options={"num_cpus": 0},
+        Gateway, name="Gateway", num_replicas=gateways, ray_actor_options=place,
         user_config=config, health_check_period_s=1, graceful_shutdown_timeout_s=20,
-        max_constructor_retry_count=3,
+        max_constructor_retry_count=3, **several,
     )  # fmt: skip
-    return serve_apps.pinned(deployment, f"{__version__}/{address}").bind(config)
+    version = f"{__version__}/{address}/{gateways}"
+    bound = serve_apps.pinned(deployment, version).bind(config)
+    if gateways == 1:
+        return bound
+    edge = serve.deployment(
+        Edge, name="Edge", num_replicas=1, ray_actor_options=place, user_config=config,
+        health_check_period_s=1, graceful_shutdown_timeout_s=40, max_constructor_retry_count=3,
+        **several,
+    )  # fmt: skip
+    return serve_apps.pinned(edge, version).bind({**config, "app": GATEWAY_APP}, bound)
 
 
 def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> Any:
@@ -86,8 +107,8 @@ def versions_of(apps: Mapping[str, serve_apps.AppView], service: str) -> dict[st
 def gateway_fault(gateway: serve_apps.AppView | None) -> str:
     if gateway is None or gateway.status == "RUNNING":
         return ""
-    view = gateway.deployments.get("Gateway")
-    return brief(view.message if view is not None and view.message else gateway.message)
+    views = [v for n in ("Edge", "Gateway") if (v := gateway.deployments.get(n)) is not None]
+    return brief(next((v.message for v in views if v.message), gateway.message))
 
 
 def brief(message: str) -> str:

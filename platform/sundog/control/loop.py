@@ -26,7 +26,7 @@ from sundog.control.signals import Signals
 from sundog.control.snapshots import Snapshots
 from sundog.errors import ClusterError, LeaseHeld, LeaseLost, StorageUnavailable, SundogError
 from sundog.rayapi.kv import get_config
-from sundog.serving.gateway import default_address
+from sundog.serving.gateway import default_address, default_gateways
 from sundog.storage.root import open_root
 from sundog.store import Lease, Store, open_store
 
@@ -97,6 +97,7 @@ class Loop:
                 store, lease, self.snapshots, rollouts,
                 Scaler(store, lease, self.counters, signals, WALL), root,
                 config.get("gateway") or default_address(), WALL,
+                config.get("gateways") or default_gateways(),
             )  # fmt: skip
             self._say("leading", "")
             self._loop(store, lease)

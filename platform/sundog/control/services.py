@@ -15,7 +15,13 @@ from pydantic import ValidationError
 
 from sundog import telemetry
 from sundog.clock import Clock
-from sundog.control.applications import gateway_app, gateway_fault, model_app, model_name
+from sundog.control.applications import (
+    gateway_app,
+    gateway_config,
+    gateway_fault,
+    model_app,
+    model_name,
+)
 from sundog.control.applications import versions_of as _versions
 from sundog.control.leavers import Leavers
 from sundog.control.rollout import Record, Rollouts
@@ -81,7 +87,9 @@ class ServicesController:
         root: str | None,
         gateway_address: str,
         clock: Clock,
+        gateways: int = 1,
     ) -> None:
+        self._gateways = gateways
         self._store = store
         self._lease = lease
         self._snapshots = snapshots
@@ -128,7 +136,7 @@ class ServicesController:
                 self._models.hold(spec, one.version)
         # Whoever started control wants a gateway: it comes up beside the first replicas.
         if (self._specs or not self._stepped) and self._gateway_is_missing(seen):
-            deploys[GATEWAY_APP] = gateway_app(self._address)
+            deploys[GATEWAY_APP] = gateway_app(self._address, self._gateways)
         if deploys:
             serve_apps.deploy(deploys)
         for name, decision in decisions.items():
@@ -251,7 +259,9 @@ class ServicesController:
         if gateway is None:
             return True
         view = gateway.deployments.get("Gateway")
-        return view is not None and (view.user_config or {}).get("address") != self._address
+        return view is not None and view.user_config != gateway_config(
+            self._address, self._gateways
+        )
 
     def _keep(self, name: str, progress: Progress) -> None:
         """Into the store, if it is new."""

@@ -265,4 +265,5 @@ def route(spec: ServiceSpec, progress: Progress) -> dict[str, Any]:
         "batch": spec.batch,
         "max_body": spec.max_body,
         "idempotent": spec.idempotent,
+        "capture": spec.capture.model_dump(mode="json") | {"root": spec.root},
     }

@@ -101,6 +101,7 @@ class LocalRay:
         object_store_bytes: int = 512 * 2**20,
         gateway: str | None = None,
         gateway_grpc: str | None = None,
+        gateways: int = 1,
         token_path: Path | None = None,
     ) -> None:
         self.num_cpus = num_cpus or os.cpu_count() or 1
@@ -109,6 +110,7 @@ class LocalRay:
         self._log_path = self.temp_dir / "ray-start.log"
         self._object_store_bytes = object_store_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._gateways = gateways
         token = write_token(token_path or self.temp_dir / "token")
         gcs, dashboard, client, agent, metrics, runtime_env, gateway_port, grpc_port = free_ports(8)
         self._ports = {
@@ -169,7 +171,10 @@ class LocalRay:
         self.endpoints = Endpoints(**{**asdict(self.endpoints), "pid": self._process.pid})
         try:
             self._wait_until_ready()
-            self._write_config({"root": self.endpoints.root, "gateway": self.endpoints.gateway})
+            self._write_config(
+                {"root": self.endpoints.root, "gateway": self.endpoints.gateway,
+                 "gateways": self._gateways}
+            )  # fmt: skip
         except BaseException:
             self.stop()
             raise

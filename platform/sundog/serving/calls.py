@@ -14,6 +14,7 @@ from sundog.clock import WALL
 from sundog.security.authoriser import ANONYMOUS, Authoriser, Headers, Identity, Refusal
 from sundog.security.limits import Limiter
 from sundog.serving.access_log import AccessLog
+from sundog.serving.capture import Capturer, Rule
 from sundog.serving.contract import Parsed
 from sundog.serving.feedback import Remembered
 from sundog.serving.lane import HOLD_S, NotServed, Outputs
@@ -50,6 +51,7 @@ class Calls:
         observer: Observer | None = None,
         remembered: Remembered | None = None,
         limiter: Limiter | None = None,
+        captures: Capturer | None = None,
     ) -> None:
         self.routes = routes
         self.authoriser = authoriser
@@ -59,6 +61,7 @@ class Calls:
         # An empty one is false: it has a length.
         self.remembered = Remembered() if remembered is None else remembered
         self.limiter = limiter or Limiter()
+        self.captures = captures or Capturer()
         self.closing = False
 
     @property
@@ -99,11 +102,13 @@ class Calls:
         """The version's answer; what a running rollout wants to know of it is noted."""
         route = self.routes.services.get(call.service)
         later = call.headers.get(PRIORITY) == b"batch"
-        if route is None or (route.shadow is None and not route.labels):
+        if route is None or (route.shadow is None and not route.labels and route.capture is None):
             return await chosen.lane.call(parsed, later)
         began_s = WALL.monotonic_s()
         outputs = await chosen.lane.call(parsed, later)
         name, observer = call.service, self.observer
+        if route.capture is not None and self.captures.chosen(route.capture):
+            self._capture(route.capture, call, chosen, parsed, outputs)
         if route.labels:
             observer.answered(name, chosen.version, label_of(outputs))
         if route.shadow is not None:
@@ -113,6 +118,18 @@ class Calls:
                 lambda: observer.service(name),
             )  # fmt: skip
         return outputs
+
+    def _capture(
+        self, rule: Rule, call: Call, chosen: VersionRoute, parsed: Parsed, outputs: Outputs
+    ) -> None:
+        contract = chosen.contract
+        about = call.request_id.decode(), call.service, chosen.version, call.identity.key_id
+        self.captures.offer(
+            rule, about,
+            [(t.name, t.datatype, s, r)
+             for t, s, r in zip(contract.inputs, parsed.shapes, parsed.raw, strict=True)],
+            [(t.name, *o) for t, o in zip(contract.outputs, outputs, strict=True)],
+        )  # fmt: skip
 
     def tokens(self, call: Call, kind: str, count: int) -> None:
         """Tokens that an answer cost, as whoever made it says. `kind`: input or output."""

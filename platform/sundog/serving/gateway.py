@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from sundog.security.tokens import TokenRing, oidc_of
 from sundog.serving import feedback
 from sundog.serving.access_log import FLUSH_S, AccessLog
 from sundog.serving.calls import Calls
+from sundog.serving.capture import Capturer, hook_of
 from sundog.serving.feedback import Remembered
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
@@ -36,10 +38,12 @@ from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
 from sundog.serving.passthrough import Passthrough, upstreams_of
 from sundog.serving.routes import Routes
+from sundog.serving.sockets import private_folder
 from sundog.serving.stats import Metrics
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8420"
 BIND_TIMEOUT_S = 5.0
+MAX_GATEWAYS = 32
 DRAIN_S = 15.0
 GRPC_DRAIN_S = 3.0
 """After HTTP has drained, while gRPC went on."""
@@ -95,13 +99,27 @@ def bind(address: str, timeout_s: float = BIND_TIMEOUT_S) -> socket.socket:
         return listener
 
 
+def bind_privately(path: Path) -> socket.socket:
+    """A listening Unix socket that only this user reaches."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
 class Gateway:
-    """The Serve deployment. `config`: {address}, where it listens."""
+    """The Serve deployment. `config`: {address, gateways}: where it listens; one of several listens
+    on a private socket, and the edge has the address."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         serve_ports.bind_to_node()
         self._address: str = config["address"]
-        self._listener = bind(self._address)
+        self._gateways: int = config.get("gateways", 1)
+        self._grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
+        self._private: dict[str, str] = {}
+        self._listener = self._bind_one_of_several() if self._gateways > 1 else bind(self._address)
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,6 +127,18 @@ class Gateway:
         self._thread.start()
         if not self._ready.wait(_START_TIMEOUT_S) or self._failure is not None:
             raise ServiceError(f"the gateway does not start: {self._failure}")
+
+    def _bind_one_of_several(self) -> socket.socket:
+        folder = private_folder()
+        self._private = {"sundog_gateway": str(folder / "s")}
+        if self._grpc_address:
+            self._private["sundog_gateway_grpc"] = str(folder / "g")
+            self._grpc_address = f"unix:{folder / 'g'}"
+        return bind_privately(folder / "s")
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """Where the edge finds this gateway."""
+        return self._private
 
     def _run(self) -> None:
         import uvloop
@@ -124,7 +154,7 @@ class Gateway:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         routes = Routes(serve_targets.watch, _Handle)
-        keys, metrics = KeyRing(), Metrics()
+        keys, metrics = KeyRing(gateways=self._gateways), Metrics()
         access = AccessLog(access_log_path())
         observer, remembered = Observer(), Remembered()
         oidc = oidc_of(os.environ.get("SUNDOG_OIDC", ""))
@@ -135,28 +165,31 @@ class Gateway:
             routes, metrics, feedback.router(remembered, observer, authoriser),
             passes_openai=bool(upstreams),
         )  # fmt: skip
+        captures = Capturer(hook_of(os.environ.get("SUNDOG_CAPTURE_HOOK", "")))
+        metrics.more = captures.text
         calls = self.calls = Calls(
-            routes, authoriser, metrics, access, observer, remembered, keys.limiter
+            routes, authoriser, metrics, access, observer, remembered, keys.limiter, captures
         )
         openai = Passthrough(calls, upstreams) if upstreams else None
         self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
-        grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
         # Where nobody needs a key, who listens to others is said; tokens are asked of everybody.
-        addresses = [a for a in (self._address, grpc_address) if a and tokens is None]
+        heard_at = (self._address, os.environ.get("SUNDOG_GATEWAY_GRPC", ""))
+        addresses = [a for a in heard_at if a and tokens is None]
         background = [
             asyncio.create_task(follow_control(routes, keys, addresses)),
             asyncio.create_task(report_forever(routes, observer, keys.limiter)),
             asyncio.create_task(routes.sweep_forever()),
             asyncio.create_task(flush_forever(access)),
+            asyncio.create_task(captures.flush_forever()),
         ]
         if tokens is not None:
             background.append(asyncio.create_task(tokens.refresh_forever()))
         grpc = None
-        if grpc_address:
+        if self._grpc_address:
             from sundog.serving import grpc_server
 
-            grpc = await grpc_server.start(calls, grpc_address)
+            grpc = await grpc_server.start(calls, self._grpc_address)
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
         if grpc is not None:
@@ -164,6 +197,7 @@ class Gateway:
         for task in background:
             task.cancel()
         access.flush()
+        await captures.flush()
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The deployment's digest rides in `user_config`; there is nothing to change in place."""
@@ -216,22 +250,31 @@ def warn_when_open(addresses: list[str], has_keys: bool) -> None:
 
 async def follow_control(routes: Routes, keys: KeyRing, addresses: list[str]) -> None:
     """Keep routes and keys at control's newest snapshot, for ever."""
+    async for snapshot in control_snapshots(gateway_name(), lambda: routes.version):
+        if routes.apply(snapshot):
+            keys.update(snapshot["keys"])
+            warn_when_open(addresses, bool(snapshot["keys"]))
+
+
+async def control_snapshots(
+    name: str, seen: Callable[[], tuple[int, int]]
+) -> AsyncIterator[dict[str, Any]]:
+    """Control's snapshots that are newer than `seen`, as they come, for ever."""
     import ray
 
-    name = gateway_name()
     control: Any = None
     while True:
         try:
             if control is None:
                 control = await asyncio.to_thread(ray.get_actor, *_CONTROL)
-            snapshot = await control.snapshot.remote(name, *routes.version)
-            if snapshot is not None and routes.apply(snapshot):
-                keys.update(snapshot["keys"])
-                warn_when_open(addresses, bool(snapshot["keys"]))
+            snapshot = await control.snapshot.remote(name, *seen())
         except (ray.exceptions.RayError, ValueError) as error:
             log.warning("control is away, serving on with the last routes: %s", error)
             control = None
             await asyncio.sleep(0.3)
+            continue
+        if snapshot is not None:
+            yield snapshot
 
 
 REPORT_S = 0.5
@@ -282,6 +325,17 @@ def lane_totals(lane: Lane) -> dict[str, float]:
 
 def gateway_name() -> str:
     return f"{os.uname().nodename}/{os.getpid()}"
+
+
+def default_gateways() -> int:
+    """`SUNDOG_GATEWAYS`: how many gateways share the address; 1 where nobody says. ServiceError."""
+    text = os.environ.get("SUNDOG_GATEWAYS", "1") or "1"
+    if not text.isdigit() or not 1 <= int(text) <= MAX_GATEWAYS:
+        raise ServiceError(
+            f"SUNDOG_GATEWAYS={text!r} is not a number of gateways",
+            f"write a number from 1 to {MAX_GATEWAYS}",
+        )
+    return int(text)
 
 
 def default_address() -> str:

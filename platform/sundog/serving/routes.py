@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from sundog.clock import WALL
+from sundog.serving.capture import rule_of
 from sundog.serving.contract import BadRequest, Contract
 from sundog.serving.lane import HOLD_S, SWEEP_S, Lane, Limits
 from sundog.serving.links import Handle, HandleLink, SocketLink
@@ -173,6 +174,7 @@ class ServiceRoute:
         self.sticky: str | None = document.get("sticky")
         self.keeps_feedback: bool = document.get("feedback", False)
         self.labels: bool = document.get("labels", False)
+        self.capture = rule_of(document.get("capture"))
         self._mirror(document.get("mirror"))
 
     def _mirror(self, document: dict[str, Any] | None) -> None:

@@ -104,7 +104,7 @@ class SocketServer:
     def __init__(self, runner: Runner, prepare: Callable[[], None] = lambda: None) -> None:
         self.runner = runner
         self.peers: set[_Peer] = set()
-        self.folder = Path(tempfile.mkdtemp(prefix="sundog-", dir=_socket_parent()))
+        self.folder = private_folder()
         self.path = str(self.folder / "s")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
@@ -155,7 +155,9 @@ class SocketServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _socket_parent() -> str | None:
-    """Ray's session folder, which goes when the session does; a socket's path must stay short."""
+def private_folder() -> Path:
+    """A new folder of mode 0700 in Ray's session, which goes when the session does; a socket's path
+    must stay short."""
     parent = session.sockets_dir()
-    return parent if parent and len(parent) + len("/sundog-12345678/s") < _SUN_PATH_MAX else None
+    short = parent and len(parent) + len("/sundog-12345678/s") < _SUN_PATH_MAX
+    return Path(tempfile.mkdtemp(prefix="sundog-", dir=parent if short else None))

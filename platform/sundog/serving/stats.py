@@ -6,7 +6,7 @@ Counts in place and prints on demand; nobody waits for it and nothing is sent an
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sundog import telemetry
@@ -72,6 +72,8 @@ class Metrics:
         self._requests: dict[tuple[str, str, str, int], int] = {}
         self._latency: dict[tuple[str, str], list[float]] = {}
         self._tokens: dict[tuple[str, str, str], int] = {}
+        self.more: Callable[[], list[str]] = list
+        """Lines that something else counts."""
 
     def tokens(self, service: str, key: str, kind: str, count: int) -> None:
         """Tokens that an upstream reported. `kind`: input or output."""
@@ -111,6 +113,7 @@ class Metrics:
                 for s, v, values in rows
                 if metric in values
             ]
+        out += self.more()
         return "\n".join(out) + "\n"
 
 

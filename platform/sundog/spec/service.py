@@ -40,6 +40,15 @@ class Signal(Spec):
         return self
 
 
+class Capture(Spec):
+    """Which requests and answers are kept below the storage root, for drift and for people."""
+
+    share: Share = Field(0.0, description="of the requests; 0: none", examples=["1%"])
+    leave_out: tuple[str, ...] = Field(
+        (), description="inputs and outputs whose values are not kept"
+    )
+
+
 class Rollout(Spec):
     """How a new version takes over from the running one."""
 
@@ -114,6 +123,7 @@ class ServiceSpec(Environment):
         examples=[[{"name": "gpu", "target": 0.7}]],
     )
     rollout: Rollout = Rollout()
+    capture: Capture = Capture()
     deadline: DurationS = Field(30.0, description="how long a request may take, queueing included")
     hold: DurationS = Field(
         10.0,

@@ -1,0 +1,150 @@
+"""The edge of a node as a Serve deployment: keeps one HAProxy in front of the node's gateways.
+
+Serve tells it of gateways, control of services whose requests may be sent twice. Without either
+HAProxy goes on as it is; killed, this leaves it to its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sundog.errors import ServiceError
+from sundog.rayapi import serve_ports, serve_targets, session
+from sundog.serving.edge_config import Door, Plan, render
+from sundog.serving.gateway import control_snapshots, gateway_name, parse_address
+from sundog.serving.haproxy import Haproxy, keeper_pid
+
+WATCH_S = 0.1
+_START_TIMEOUT_S = 30.0
+
+log = logging.getLogger("sundog.edge")
+
+
+class Front:
+    """One HAProxy and what it shall do now. Without Ray; the deployment feeds it."""
+
+    def __init__(self, plan: Plan, keeper: int) -> None:
+        self.plan = plan
+        self.proxy = Haproxy(plan.folder, keeper)
+        self._owner = secrets.token_hex(8)
+
+    def open(self) -> None:
+        """Start, or go on with what a predecessor left. ServiceError, such as for a taken port."""
+        self.plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.plan.folder / "owner").write_text(self._owner)
+        if self.proxy.adopt():
+            return  # with its gateways, until Serve tells of those that are there
+        self.proxy.write(render(self.plan))
+        self.proxy.start()
+
+    def change(self, **what: Any) -> None:
+        """Other gateways or services; HAProxy is reloaded if that changes its file."""
+        self.plan = replace(self.plan, **what)
+        if self.proxy.write(render(self.plan)) and self.proxy.is_alive():
+            self.proxy.reload()
+
+    def keep(self) -> None:
+        """Start HAProxy again if it is dead."""
+        if not self.proxy.is_alive():
+            log.warning("HAProxy has died; it is started again")
+            self.proxy.write(render(self.plan))
+            self.proxy.start()
+
+    def close(self) -> None:
+        """Stop HAProxy, unless a successor has taken over."""
+        if (self.plan.folder / "owner").read_text() == self._owner:
+            self.proxy.stop()
+
+
+class Edge:
+    """The Serve deployment. `config`: {address}; `gateways`: the deployment behind it."""
+
+    def __init__(self, config: dict[str, Any], gateways: Any = None) -> None:
+        serve_ports.bind_to_node()
+        self._app = config["app"]
+        host, port = parse_address(config["address"])
+        grpc = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
+        plan = Plan(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}", folder_of(port), grpc=grpc,
+            threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
+        )  # fmt: skip
+        self._front = Front(plan, keeper_pid())
+        self._front.open()
+        self._failure: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sundog-edge", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._follow())
+        except BaseException as error:  # noqa: BLE001 - reported by check_health()
+            self._failure = error
+
+    async def _follow(self) -> None:
+        following = [
+            asyncio.create_task(serve_targets.watch(self._app, "Gateway", self._on_gateways)),
+            asyncio.create_task(self._follow_control()),
+        ]
+        while not self._stop.is_set():
+            self._try(self._front.keep)
+            await asyncio.sleep(WATCH_S)
+        for task in following:
+            task.cancel()
+
+    def _on_gateways(self, replicas: list[Any]) -> None:
+        doors = tuple(sorted(d for d in map(door_of, replicas) if d is not None))
+        if doors:  # none at all is news of a start, not of a place to send to
+            self._try(lambda: self._front.change(doors=doors))
+
+    async def _follow_control(self) -> None:
+        seen = [(0, 0)]
+        async for snapshot in control_snapshots(f"edge/{gateway_name()}", lambda: seen[-1]):
+            seen[:] = [(snapshot["epoch"], snapshot["version"])]
+            names = (n for n, s in snapshot["services"].items() if s["idempotent"])
+            repeatable = tuple(sorted(names))
+            if repeatable != self._front.plan.repeatable:
+                self._try(lambda r=repeatable: self._front.change(repeatable=r))  # type: ignore[misc]
+
+    def _try(self, action: Any) -> None:
+        try:
+            action()
+        except ServiceError as error:
+            log.error("%s", error)
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """The deployment's digest rides in `user_config`; there is nothing to change in place."""
+
+    def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise ServiceError(f"the edge's watch has ended: {self._failure}")
+
+    async def __del__(self) -> None:
+        stop = getattr(self, "_stop", None)
+        if stop is None:
+            return
+        stop.set()
+        await asyncio.to_thread(self._thread.join, 5.0)
+        await asyncio.to_thread(self._front.close)
+
+
+def door_of(replica: Any) -> Door | None:
+    """A gateway replica's sockets, where they are on this node."""
+    path = str(replica.metadata.get("sundog_gateway", ""))
+    if not path or not Path(path).exists():
+        return None
+    name = "".join(c if c.isalnum() else "-" for c in replica.replica_id)
+    return Door(f"g-{name}", path, str(replica.metadata.get("sundog_gateway_grpc", "")))
+
+
+def folder_of(port: int) -> Path:
+    """The same for every edge of this port on this node, so that a successor finds it."""
+    return Path(session.sockets_dir() or tempfile.gettempdir()) / f"sundog-edge-{port}"
