@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +25,33 @@ def mix(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
+class Stream(ABC):
+    """Epochs of `rows` rows in some order, one after the other, cut into batches of equal size."""
+
+    rows: int
+    batch: int
+
+    def steps_in(self, epochs: float) -> int:
+        """Steps that consume at least `epochs` epochs."""
+        return max(1, -(-round(self.rows * epochs) // self.batch))
+
+    def epoch_at(self, step: int) -> float:
+        """How many epochs were consumed before `step`."""
+        return step * self.batch / self.rows
+
+    def indices(self, step: int, start: int = 0, stop: int | None = None) -> Indices:
+        """Rows `[start, stop)` of the batch of `step`, as int64 row numbers of the data set."""
+        stop = self.batch if stop is None else stop
+        positions = np.arange(step * self.batch + start, step * self.batch + stop, dtype=np.int64)
+        return self.at(positions)
+
+    @abstractmethod
+    def at(self, positions: Indices) -> Indices:
+        """The rows at these positions of the stream."""
+
+
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Stream):
     """The stream of samples: epoch after epoch, each a permutation, cut into batches of equal size.
 
     Position `p` of the stream is place `p % rows` of epoch `p // rows`; step `s` consumes positions
@@ -43,22 +69,7 @@ class Sampler:
         if self.batch < 1:
             raise ValueError(f"a batch of {self.batch} rows")
 
-    def steps_in(self, epochs: float) -> int:
-        """Steps that consume at least `epochs` epochs."""
-        return max(1, -(-round(self.rows * epochs) // self.batch))
-
-    def epoch_at(self, step: int) -> float:
-        """How many epochs were consumed before `step`."""
-        return step * self.batch / self.rows
-
-    def indices(self, step: int, start: int = 0, stop: int | None = None) -> Indices:
-        """Rows `[start, stop)` of the batch of `step`, as int64 row numbers of the data set."""
-        stop = self.batch if stop is None else stop
-        positions = np.arange(step * self.batch + start, step * self.batch + stop, dtype=np.int64)
-        return self.at(positions)
-
     def at(self, positions: Indices) -> Indices:
-        """The rows at these positions of the stream."""
         epochs, places = np.divmod(positions, self.rows)
         out = np.empty(len(positions), dtype=np.int64)
         for epoch in np.unique(epochs):

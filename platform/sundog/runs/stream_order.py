@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sundog.runs.sampler import Indices, epoch_order, mix, permuted
+from sundog.runs.sampler import Indices, Stream, epoch_order, mix, permuted
 
 
 @dataclass(frozen=True)
-class StreamSampler:
+class StreamSampler(Stream):
     """Epoch after epoch of blocks in a shuffled order, rows shuffled inside windows of blocks.
 
     Rows `[i * block, (i + 1) * block)` are block `i`, the last one may be shorter. An epoch puts the
@@ -38,22 +38,7 @@ class StreamSampler:
         if self.batch % self.lanes:
             raise ValueError(f"{self.lanes} lanes do not divide a batch of {self.batch}")
 
-    def steps_in(self, epochs: float) -> int:
-        """Steps that consume at least `epochs` epochs."""
-        return max(1, -(-round(self.rows * epochs) // self.batch))
-
-    def epoch_at(self, step: int) -> float:
-        """How many epochs were consumed before `step`."""
-        return step * self.batch / self.rows
-
-    def indices(self, step: int, start: int = 0, stop: int | None = None) -> Indices:
-        """Rows `[start, stop)` of the batch of `step`, as int64 row numbers of the data set."""
-        stop = self.batch if stop is None else stop
-        return self.at(np.arange(step * self.batch + start, step * self.batch + stop))
-
     def at(self, positions: Indices) -> Indices:
-        """The rows at these positions of the stream."""
-        positions = positions.astype(np.int64)
         epochs = positions // self.rows
         out = np.empty(len(positions), dtype=np.int64)
         for epoch in np.unique(epochs):
