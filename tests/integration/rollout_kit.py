@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+from serving_kit import in_threads
 
 from sundog.storage.models import ModelVersion, Registry
 from sundog.storage.root import open_root
@@ -132,15 +133,8 @@ def steady(
                         seen.failures[f"feedback {status}"] += 1
             number += clients
 
-    threads = [threading.Thread(target=client, args=(i,), daemon=True) for i in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_threads(client, clients, stop):
         yield seen
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(35)
 
 
 def _post(connection: http.client.HTTPConnection, path: str, data: bytes):

@@ -261,11 +261,18 @@ def load(gateway: str, service: str, factors: dict[str, float], clients: int = 4
                     else:
                         seen.failures.append(str(document)[:300])
 
-    threads = [threading.Thread(target=client, args=(i,), daemon=True) for i in range(clients)]
+    with in_threads(client, clients, stop):
+        yield seen
+
+
+@contextmanager
+def in_threads(work: Callable[[int], None], count: int, stop: threading.Event) -> Iterator[None]:
+    """`work(0)`, `work(1)`, … beside the body; at its end `stop` is set and they are waited for."""
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(count)]
     for thread in threads:
         thread.start()
     try:
-        yield seen
+        yield
     finally:
         stop.set()
         for thread in threads:

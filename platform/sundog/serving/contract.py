@@ -33,6 +33,22 @@ class BadRequest(Exception):
         self.status = status
 
 
+def load_json(body: bytes | bytearray) -> Any:
+    """Raises BadRequest."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
+def load_object(body: bytes | bytearray) -> dict[str, Any]:
+    """Raises BadRequest."""
+    document = load_json(body)
+    if not isinstance(document, dict):
+        raise BadRequest("the body is not a JSON object")
+    return document
+
+
 class Tensor:
     """One input or output of a signature. A dimension of -1 may be any size."""
 
@@ -52,7 +68,7 @@ class Tensor:
 class Parsed:
     """A request that fits the contract: raw input bytes in the order of the signature."""
 
-    __slots__ = ("binary", "id", "key", "outputs", "raw", "rows", "shapes")
+    __slots__ = ("binary", "id", "key", "outputs", "raw", "rows", "shapes", "trace")
 
     def __init__(
         self,
@@ -69,6 +85,8 @@ class Parsed:
         self.id = id
         self.outputs = outputs
         self.binary = binary
+        self.trace: str | None = None
+        """The `traceparent` of the request that it came with, where it is followed."""
         # Calls with the same key may share one call of the model; 0 rows never share.
         self.key = tuple(s[1:] for s in shapes) if rows else None
 
@@ -109,12 +127,7 @@ class Contract:
             if json_size > len(body):
                 raise BadRequest("inference-header-content-length is more than the body has")
             tail, body = memoryview(body)[json_size:], bytes(memoryview(body)[:json_size])
-        try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
-        if not isinstance(document, dict):
-            raise BadRequest("the body is not a JSON object")
+        document = load_object(body)
         given = document.get("inputs")
         if not isinstance(given, list):
             raise BadRequest(f"'inputs' is missing; it lists the tensors {self._names()}")

@@ -18,7 +18,7 @@ from sundog.clock import WALL
 from sundog.errors import SpecError
 from sundog.serving import sse
 from sundog.serving.calls import Call, Calls, request_id_of
-from sundog.serving.contract import BadRequest
+from sundog.serving.contract import BadRequest, load_object
 from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
 from sundog.serving.lane import NotServed
 
@@ -104,7 +104,7 @@ class Passthrough:
             raise BadRequest("only POST, and GET of /v1/models, is answered here", 405)
         # Nobody without a key makes us read a body.
         self._calls.authorise(scope["headers"], "")
-        document = _load(await read_body(call.headers, answer.receive, MAX_BODY))
+        document = load_object(await read_body(call.headers, answer.receive, MAX_BODY))
         name, upstream = self._find(document.get("model"))
         call.identity = self._calls.authorise(scope["headers"], name)
         call.service = name
@@ -272,13 +272,3 @@ def _error(message: str, status: int) -> bytes:
     return orjson.dumps(
         {"error": {"message": message, "type": kind, "param": None, "code": status}}
     )
-
-
-def _load(body: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise BadRequest("the body is not a JSON object")
-    return document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -20,18 +21,24 @@ from sundog.rayapi.drain import RayNode
 SPECS = Path(__file__).parents[3] / "cluster-configs" / "specs"
 
 
-def test_nodes_by_pool_market_price_and_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **cloud_is: Any) -> tuple[Any, ...]:
+    """The committed training cluster on a scripted cloud: file, config, clock, cloud, provider."""
     monkeypatch.setenv("SUNDOG_STATE_DIR", str(tmp_path))
     compiled = compile_cluster(SPECS / "aws-train.yaml")
     path = tmp_path / "train.yaml"
     path.write_text(compiled.text)
     config, clock = compiled.documents[0], ManualClock(10_000.0)
-    cloud = ScriptedCloud(zone_names=("use1-az1",), now_s=clock.now_s)
+    cloud = ScriptedCloud(now_s=clock.now_s, **cloud_is)
     elastic = ElasticProvider(
         config["provider"], "train", cloud=cloud, clock=clock, ledger=FileLedger(tmp_path / "l")
     )
+    return path, config, clock, cloud, elastic
+
+
+def test_nodes_by_pool_market_price_and_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, config, clock, cloud, elastic = train(tmp_path, monkeypatch, zone_names=("use1-az1",))
     for kind in ("head", "a10g"):
         tags = {"ray-node-type": "x", "ray-user-node-type": kind}
         elastic.create_node(config["available_node_types"][kind]["node_config"], tags, 1)
@@ -54,15 +61,7 @@ def test_a_file_of_rays_own_provider_is_refused_with_a_way_out(tmp_path: Path) -
 def test_use_refusals_and_the_next_try_come_from_the_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SUNDOG_STATE_DIR", str(tmp_path))
-    compiled = compile_cluster(SPECS / "aws-train.yaml")
-    path = tmp_path / "train.yaml"
-    path.write_text(compiled.text)
-    config, clock = compiled.documents[0], ManualClock(10_000.0)
-    cloud = ScriptedCloud(now_s=clock.now_s)
-    elastic = ElasticProvider(
-        config["provider"], "train", cloud=cloud, clock=clock, ledger=FileLedger(tmp_path / "l")
-    )
+    path, config, clock, cloud, elastic = train(tmp_path, monkeypatch)
     tags = {"ray-node-type": "worker", "ray-user-node-type": "a10g"}
     node_config = config["available_node_types"]["a10g"]["node_config"]
     [node] = elastic.create_node(node_config, tags, 1)
