@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sundog.clock import WALL
 from sundog.security.authoriser import ANONYMOUS, Authoriser, Headers, Identity, Refusal
@@ -22,6 +23,9 @@ from sundog.serving.observe import Observer
 from sundog.serving.routes import Routes, VersionRoute
 from sundog.serving.shadow import label_of
 from sundog.serving.stats import Metrics
+
+if TYPE_CHECKING:
+    from sundog.serving.tracing import Traces
 
 PRIORITY = b"x-sundog-priority"
 """Header of requests that may wait: `batch`. They are served when no other request waits."""
@@ -37,6 +41,10 @@ class Call:
     service: str = ""
     version: str = ""
     identity: Identity = ANONYMOUS
+    span: Any = None
+    """Of OpenTelemetry, where requests are traced"""
+    trace: str | None = None
+    """The `traceparent` for what this request causes"""
 
 
 class Calls:
@@ -62,6 +70,7 @@ class Calls:
         self.remembered = Remembered() if remembered is None else remembered
         self.limiter = limiter or Limiter()
         self.captures = captures or Capturer()
+        self.traces: Traces | None = None
         self.closing = False
 
     @property
@@ -74,6 +83,15 @@ class Calls:
         if isinstance(verdict, Refusal):
             raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
         return verdict
+
+    def begin(self, call: Call) -> None:
+        """The request is here: its span begins, where requests are traced."""
+        if self.traces is not None:
+            from sundog.serving.tracing import parent_of
+
+            call.span = self.traces.begin(call.headers)
+            if call.span.is_recording():
+                call.trace = parent_of(call.span)
 
     async def choose(self, call: Call, name: str, version: str | None) -> VersionRoute:
         """The version that answers; waits for a first one. Raises BadRequest and NotServed."""
@@ -102,6 +120,7 @@ class Calls:
         """The version's answer; what a running rollout wants to know of it is noted."""
         route = self.routes.services.get(call.service)
         later = call.headers.get(PRIORITY) == b"batch"
+        parsed.trace = call.trace
         if route is None or (route.shadow is None and not route.labels and route.capture is None):
             return await chosen.lane.call(parsed, later)
         began_s = WALL.monotonic_s()
@@ -147,13 +166,27 @@ class Calls:
         self.observer.note(call.service, call.version, status, seconds, sticky)
         if status == 200 and route is not None and route.keeps_feedback:
             self.remembered.add(call.request_id.decode(), call.service, call.version)
-        self.log.add(
-            {
-                "at": WALL.now_s(), "id": call.request_id.decode(), "service": call.service,
-                "version": call.version, "key": key, "status": status, "bytes": size,
-                "ms": round(seconds * 1000, 3),
-            }
-        )  # fmt: skip
+        entry = {
+            "at": WALL.now_s(), "id": call.request_id.decode(), "service": call.service,
+            "version": call.version, "key": key, "status": status, "bytes": size,
+            "ms": round(seconds * 1000, 3),
+        }  # fmt: skip
+        if call.span is not None or b"traceparent" in call.headers:
+            self._note_trace(call, status, entry)
+        self.log.add(entry)
+
+    def _note_trace(self, call: Call, status: int, entry: dict[str, Any]) -> None:
+        from sundog.serving.tracing import end, trace_id_of
+
+        if call.span is None:
+            entry["trace"] = trace_id_of(call.headers)
+            return
+        entry["trace"] = f"{call.span.get_span_context().trace_id:032x}"
+        attributes = {
+            "sundog.service": call.service, "sundog.version": call.version,
+            "sundog.key": call.identity.key_id, "sundog.request_id": entry["id"],
+        }  # fmt: skip
+        end(call.span, status, attributes)
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> bytes:

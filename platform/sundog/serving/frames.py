@@ -105,6 +105,21 @@ def tensor_meta(tensors: Sequence[tuple[str, Sequence[int], int]]) -> list[Any]:
     return [[datatype, list(shape), size] for datatype, shape, size in tensors]
 
 
+def with_traces(tensors: Any, traces: Sequence[str]) -> Any:
+    """The meta of a call, with the traces that its requests belong to, where there are any."""
+    return {"tensors": tensors, "traces": list(traces)} if traces else tensors
+
+
+def without_traces(meta: Any) -> tuple[Any, list[str]]:
+    """(meta of tensors, traces) of a call. Raises BadFrame."""
+    if not isinstance(meta, dict):
+        return meta, []
+    traces = meta.get("traces")
+    if not isinstance(traces, list) or not all(isinstance(t, str) for t in traces):
+        raise BadFrame("traces of a frame are not words")
+    return meta.get("tensors"), traces
+
+
 def cut(meta: Any, body: memoryview) -> list[tuple[str, list[int], memoryview]]:
     """(datatype, shape, raw) of each tensor in a body. Raises BadFrame where meta lies."""
     out, at = [], 0

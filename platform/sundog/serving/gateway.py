@@ -170,6 +170,10 @@ class Gateway:
         calls = self.calls = Calls(
             routes, authoriser, metrics, access, observer, remembered, keys.limiter, captures
         )
+        if os.environ.get("SUNDOG_TRACES"):
+            from sundog.serving.tracing import traces_of
+
+            calls.traces = traces_of("sundog-gateway")
         openai = Passthrough(calls, upstreams) if upstreams else None
         self.app = GatewayApp(calls, pages, openai)
         self._server = build_server(self.app)
@@ -198,6 +202,8 @@ class Gateway:
             task.cancel()
         access.flush()
         await captures.flush()
+        if calls.traces is not None:
+            await asyncio.to_thread(calls.traces.close)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The deployment's digest rides in `user_config`; there is nothing to change in place."""

@@ -117,6 +117,7 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def _open(self, request: Any, context: Any) -> Call:
         headers = dict(_metadata(context))
         call = Call(headers, request_id_of(headers), request.model_name)
+        self._calls.begin(call)
         with contextlib.suppress(RuntimeError):  # set already, by the first of a stream
             context.set_trailing_metadata((("x-request-id", call.request_id.decode()),))
         return call
@@ -176,6 +177,7 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
                     except NotServed:
                         if not chosen.lane.streams:  # else it has just been found out
                             raise
+                parsed.trace = call.trace
                 async with contextlib.aclosing(parts_of(chosen.lane, parsed)) as parts:
                     async for part in parts:
                         await put(_part(write_infer(chosen.contract, parsed, part), False))

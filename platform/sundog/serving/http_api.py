@@ -11,7 +11,6 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
 import orjson
@@ -20,7 +19,7 @@ from sundog.clock import WALL
 from sundog.security.authoriser import Refusal
 from sundog.serving import compression, describe, sse
 from sundog.serving.calls import Call, Calls, request_id_of
-from sundog.serving.contract import BadRequest, Parsed
+from sundog.serving.contract import BadRequest, Parsed, load_json
 from sundog.serving.generate import parts_of
 from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
 from sundog.serving.lane import NotServed, Outputs
@@ -111,6 +110,7 @@ class GatewayApp:
         exchange = Exchange(
             headers=headers, request_id=request_id, scope=scope, receive=receive, send=send
         )
+        self.calls.begin(exchange)
         oversized = False
         self.in_flight += 1
         try:
@@ -219,7 +219,7 @@ class GatewayApp:
     async def _predict(self, exchange: Exchange, name: str) -> bytes | Streamed:
         """Plain JSON with field names, for people with curl; events where the answer has parts."""
         body, chosen = await self._request(exchange, name, None)
-        parsed, single = chosen.contract.parse_rows(_load(body))
+        parsed, single = chosen.contract.parse_rows(load_json(body))
         accept = exchange.headers.get(b"accept", b"*/*")
         if b"text/event-stream" in accept or (chosen.lane.streams and b"*/*" in accept):
             return await self._events(
@@ -236,7 +236,7 @@ class GatewayApp:
     ) -> Streamed:
         """The protocol's generate extension: an event for each part of the answer."""
         body, chosen = await self._request(exchange, name, version)
-        asked = chosen.contract.parse_generate(_load(body))
+        asked = chosen.contract.parse_generate(load_json(body))
         return await self._events(
             exchange, chosen, asked[0], lambda part: chosen.contract.write_generate(*asked, part)
         )
@@ -244,7 +244,7 @@ class GatewayApp:
     async def _generate(self, exchange: Exchange, name: str, version: str | None) -> bytes:
         body, chosen = await self._request(exchange, name, version)
         contract = chosen.contract
-        parsed, single = contract.parse_generate(_load(body))
+        parsed, single = contract.parse_generate(load_json(body))
         parts = [part async for part in parts_of(chosen.lane, parsed)]
         if len(parts) != 1:
             raise BadRequest(f"the answer has {len(parts)} parts; ask /generate_stream for them")
@@ -267,6 +267,7 @@ class GatewayApp:
             "status": 200,
             "headers": [*sse.HEADERS, (b"x-request-id", exchange.request_id)],
         }
+        parsed.trace = exchange.trace
         body = streamed.events(parts_of(chosen.lane, parsed), write)
         try:
             await sse.send_body(exchange.receive, exchange.send, start, body)
@@ -326,15 +327,8 @@ _GUARDED = ("/sundog", "/metrics")
 
 
 def _only_ready(body: bytes) -> bool:
-    document = _load(body) if body else {}
+    document = load_json(body) if body else {}
     return isinstance(document, dict) and document.get("ready") is True
-
-
-def _load(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
 
 
 def _only(scope: Scope, method: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sundog.clock import WALL
 from sundog.serving.admission import Pace, refuse_after_s
 from sundog.serving.contract import Contract, Parsed
-from sundog.serving.frames import BadFrame, cut, tensor_meta
+from sundog.serving.frames import BadFrame, cut, tensor_meta, with_traces
 from sundog.serving.stats import LaneStats
 from sundog.serving.streams import PartStream
 
@@ -209,7 +209,8 @@ class Lane:
             shape = first.shapes[i] if len(calls) == 1 else (rows, *first.shapes[i][1:])
             tensors.append((tensor.datatype, shape, sum(map(len, parts))))
             batch.body += parts
-        batch.meta = tensor_meta(tensors)
+        traces = [c.parsed.trace for c in calls if c.parsed.trace is not None]
+        batch.meta = with_traces(tensor_meta(tensors), traces)
         return batch
 
     # -- what became of a batch

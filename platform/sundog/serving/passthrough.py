@@ -76,6 +76,7 @@ class Passthrough:
         began_s = WALL.monotonic_s()
         headers = dict(scope["headers"])
         call = Call(headers, request_id_of(headers))
+        self._calls.begin(call)
         answer = _Answer(scope, receive, send, call)
         try:
             await self._serve(answer)
@@ -139,6 +140,8 @@ class Passthrough:
             hide_usage = True
         headers = [(k, v) for k, v in answer.call.headers.items() if k in _KEPT]
         headers.append((b"x-request-id", answer.call.request_id))
+        trace = answer.call.trace
+        headers += [(b"traceparent", trace.encode())] if trace else _given_trace(answer.call)
         if upstream.key_env:
             key = os.environ.get(upstream.key_env, "")
             headers.append((b"authorization", b"Bearer " + key.encode()))
@@ -264,6 +267,11 @@ _TOKENS = (
     ("output", "completion_tokens", "output_tokens"),
 )
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def _given_trace(call: Call) -> list[tuple[bytes, bytes]]:
+    names = (b"traceparent", b"tracestate")
+    return [(name, call.headers[name]) for name in names if name in call.headers]
 
 
 def _error(message: str, status: int) -> bytes:

@@ -52,6 +52,10 @@ class Model:
         signature = describe_signature(version.signature)
         self._runner = Runner(model, signature, lambda: torch.set_num_threads(1))
         self._runner.warm_up()
+        if os.environ.get("SUNDOG_TRACES"):
+            from sundog.serving.tracing import traces_of
+
+            self._runner.traces = traces_of("sundog-replica")
         # Each thread has its own setting; without it, small operations wait for helper threads.
         self._server = SocketServer(self._runner, lambda: torch.set_num_threads(1))
         self._server.start()

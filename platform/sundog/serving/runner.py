@@ -11,12 +11,15 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sundog.serving import frames
 from sundog.serving.tensors import BadTensor, from_numpy, to_numpy
+
+if TYPE_CHECKING:
+    from sundog.serving.tracing import Traces
 
 Buffers = list[bytes | memoryview]
 _NO_MORE = object()
@@ -34,6 +37,8 @@ class Runner:
         self._lock = threading.Lock()
         # One thread: steps of several streams take turns, since a model runs one call at a time.
         self._steps = ThreadPoolExecutor(1, "sundog-steps", initializer=prepare)
+        self.traces: Traces | None = None
+        """Where spans of the model's calls go; nowhere by default."""
 
     @property
     def streams(self) -> bool:
@@ -60,15 +65,21 @@ class Runner:
     def run(self, meta: Any, body: memoryview, number: int = 0) -> Buffers:
         """The answer frame, or a fault."""
         try:
+            meta, traces = frames.without_traces(meta)
             inputs = self._read(meta, body)
         except (frames.BadFrame, BadTensor, ValueError, KeyError) as error:
             return fault(number, "input", str(error))
         try:
-            with self._lock:
+            with self._span(traces), self._lock:
                 answer = self._model.predict(inputs)
             return self._pack(frames.ANSWER, number, answer)
         except Exception as error:  # noqa: BLE001 - the model is the user's code
             return _model_fault(number, error)
+
+    def _span(self, traces: list[str]) -> contextlib.AbstractContextManager[Any]:
+        if self.traces is None or not traces:
+            return contextlib.nullcontext()
+        return self.traces.model_call(traces)
 
     def _read(self, meta: Any, body: memoryview) -> dict[str, Any]:
         if body.readonly:  # models may write into their inputs
@@ -107,14 +118,16 @@ class Runner:
         A model that answers whole has one part. Closing this closes the model's iterator.
         """
         try:
+            meta, traces = frames.without_traces(meta)
             inputs = self._read(meta, body)
         except (frames.BadFrame, BadTensor, ValueError, KeyError) as error:
             yield fault(number, "input", str(error))
             return
         steps = self._answers(inputs)
         try:
-            async for answer in steps:
-                yield self._pack(frames.PART, number, answer)
+            with self._span(traces):
+                async for answer in steps:
+                    yield self._pack(frames.PART, number, answer)
         except Exception as error:  # noqa: BLE001 - the model is the user's code
             yield _model_fault(number, error)
         finally:

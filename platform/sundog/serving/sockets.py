@@ -156,8 +156,11 @@ class SocketServer:
 
 
 def private_folder() -> Path:
-    """A new folder of mode 0700 in Ray's session, which goes when the session does; a socket's path
-    must stay short."""
+    """A new folder of mode 0700 for sockets, in Ray's session where that is."""
+    return Path(tempfile.mkdtemp(prefix="sundog-", dir=_socket_parent()))
+
+
+def _socket_parent() -> str | None:
+    """Ray's session folder, which goes when the session does; a socket's path must stay short."""
     parent = session.sockets_dir()
-    short = parent and len(parent) + len("/sundog-12345678/s") < _SUN_PATH_MAX
-    return Path(tempfile.mkdtemp(prefix="sundog-", dir=parent if short else None))
+    return parent if parent and len(parent) + len("/sundog-12345678/s") < _SUN_PATH_MAX else None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sundog.serving.contract import Contract, Parsed
-from sundog.serving.frames import BadFrame, cut, pack, tensor_meta
+from sundog.serving.frames import BadFrame, cut, pack, tensor_meta, with_traces
 
 WINDOW = 32
 """Parts a replica may be ahead of the client."""
@@ -116,4 +116,5 @@ def call_frame(
         (tensor.datatype, shape, len(raw))
         for tensor, shape, raw in zip(contract.inputs, parsed.shapes, parsed.raw, strict=True)
     ]
-    return pack(kind, number, tensor_meta(tensors), parsed.raw)
+    traces = [parsed.trace] if parsed.trace is not None else []
+    return pack(kind, number, with_traces(tensor_meta(tensors), traces), parsed.raw)
