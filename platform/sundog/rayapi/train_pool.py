@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from sundog.clock import WALL
@@ -27,6 +27,7 @@ class Standby:
     actor: Any
     warmed: Any
     node: str = ""
+    since_s: float = field(default_factory=WALL.monotonic_s)
 
 
 @dataclass
@@ -34,31 +35,48 @@ class Pool:
     parked: list[Worker] = field(default_factory=list)
     standby: list[Standby] = field(default_factory=list)
     leaving: list[tuple[Any, Any, float]] = field(default_factory=list)  # actor, ref, deadline_s
+    failures: list[str] = field(default_factory=list)  # why standbys were given up, until read
+    sync_actor: Any = None
 
     def survivors(self) -> list[Worker]:
         """The parked workers that still answer."""
-        refs = {w.actor.get_metadata.remote(): w for w in self.parked}
-        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=_MUTE_S) if refs else ([], [])
-        alive = [refs[ref] for ref in done if _answers(ref)]
-        self.parked = [w for w in self.parked if w in alive]
+        alive = _answering([w.actor for w in self.parked])
+        self.parked = [w for w in self.parked if w.actor in alive]
         return self.parked
 
+    def lost_standbys(self) -> int:
+        """How many warm standbys answer no more, and are forgotten."""
+        warm = [s for s in self.standby if s.node]
+        alive = _answering([s.actor for s in warm])
+        lost = [s for s in warm if s.actor not in alive]
+        for one in lost:
+            self._drop(one, "it was warm and answers no more")
+        return len(lost)
+
+    def give_up(self, after_s: float) -> None:
+        """Drop the standbys that are not warm after so long."""
+        now_s = WALL.monotonic_s()
+        for one in [s for s in self.standby if not s.node and now_s - s.since_s > after_s]:
+            self._drop(one, f"it was not ready after {after_s:.0f} s")
+
+    def _drop(self, one: Standby, why: str) -> None:
+        self.standby = [s for s in self.standby if s is not one]
+        self.failures.append(why)
+        ray.kill(one.actor)
+
     def warm(self, without: Container[str] = ()) -> list[Any]:
-        """Standby actors that are ready, on nodes not in `without`; dead ones are forgotten."""
+        """Standby actors that are ready, on nodes not in `without`; those that failed are dropped."""
         refs = [s.warmed for s in self.standby]
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
-        keep = []
-        for one in self.standby:
+        for one in list(self.standby):
             if one.warmed in ready and not one.node:
                 try:
                     one.node = ray.get(one.warmed)
-                except RayError:
-                    continue
-            if one.node and one.node in without:
+                except RayError as error:
+                    self._drop(one, _reason(error))
+            elif one.node and one.node in without:
+                self.standby.remove(one)
                 ray.kill(one.actor)
-                continue
-            keep.append(one)
-        self.standby = keep
         return [s.actor for s in self.standby if s.node]
 
     def take(self, count: int, without: Container[str] = ()) -> tuple[list[Worker], list[Any]]:
@@ -96,8 +114,13 @@ class Pool:
         if last:
             ray.wait(last, num_returns=len(last), timeout=_MUTE_S)
         actors = [*(w.actor for w in self.parked), *(s.actor for s in self.standby)]
-        for actor in [*actors, *(a for a, _, _ in self.leaving)]:
+        actors += [
+            *(a for a, _, _ in self.leaving),
+            *([self.sync_actor] if self.sync_actor else []),
+        ]
+        for actor in actors:
             ray.kill(actor)
+        self.sync_actor = None
         self.parked, self.standby, self.leaving = [], [], []
 
 
@@ -133,9 +156,28 @@ def gather_parked(workers: list[Worker], patience_s: float) -> list[Worker]:
     return parked
 
 
+def _answering(actors: list[Any]) -> list[Any]:
+    """Those of these training workers that answer in time."""
+    refs = {actor.get_metadata.remote(): actor for actor in actors}
+    done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=_MUTE_S) if refs else ([], [])
+    return [refs[ref] for ref in done if _answers(ref)]
+
+
 def _answers(ref: Any) -> bool:
     try:
         ray.get(ref)
     except RayError:
         return False
     return True
+
+
+def _reason(error: RayError) -> str:
+    """One line of why an actor's call failed; of an exception inside it, that exception."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {_line(str(error.cause))}"
+    return f"its process or its node was lost ({_line(str(error))})"
+
+
+def _line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no word why"

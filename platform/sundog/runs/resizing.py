@@ -5,6 +5,7 @@ Carries snapshots to `resize.decide` and stamps to the run's folder; decides not
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from sundog.spec.run import RunSpec
 from sundog.storage.runs import RunFolder
 
 _GROW_PAUSE_S = 1.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,15 @@ class RunResizer:
 
     def prepare(self) -> None:
         prepare(self.config)
+
+    def standby_failed(self, why: str, pause_s: float) -> None:
+        """A worker that was to join could not get ready; the run goes on without it meanwhile."""
+        folder: RunFolder = self.config["folder"]
+        line = f"a standby worker failed: {why}; the next try in {pause_s:g} s"
+        logger.warning("%s: %s", folder.run_id, line)
+        with suppress(SundogError):
+            folder.append_log("standby", line + "\n")
+            folder.flush()
 
     def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None:
         """Some nodes of the run are about to go."""
