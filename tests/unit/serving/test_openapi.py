@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,23 +13,13 @@ import numpy as np
 import pytest
 import schemathesis
 import tritonclient.http.aio as triton
+from gateway_kit import Served, gateway_of
 from hypothesis import HealthCheck, Phase, given, settings
 from open_inference.openapi import InferenceRequest, RequestInput
 from open_inference.openapi.client import OpenInferenceClient
 from open_inference.openapi.core.api_error import ApiError
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as conformance
-
-from sundog.security.keys import KeyRing
-from sundog.serving import sockets as sockets_module
-from sundog.serving.calls import Calls
-from sundog.serving.http_api import GatewayApp
-from sundog.serving.http_server import build_server
-from sundog.serving.pages import build_pages
-from sundog.serving.routes import Routes
-from sundog.serving.runner import Runner
-from sundog.serving.sockets import SocketServer
-from sundog.serving.stats import Metrics
 
 KINDS = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
          "FP32", "FP64", "BF16", "BYTES"]  # fmt: skip
@@ -49,59 +37,11 @@ class Same:
         return {"y": inputs["x"]}
 
 
-@dataclass
-class Ready:
-    metadata: dict
-
-
-def service(kind):
-    name = kind.lower()
-    entry = {"app": name, "deployment": "Model", "kind": "python", "signature": signature(kind)}
-    return {
-        "service": name, "model": name, "state": "ready", "message": "", "versions": {"1": entry},
-        "weights": {"1": 1.0}, "deadline_s": 10, "queue": 1000, "batch": 64, "max_body": 150 * 2**20,
-        "idempotent": True, "hold_s": 1.0,
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def gateway():
     """Its address: one service for each datatype, which answers what it is given."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sockets_module, "_socket_parent", lambda: None)
-        servers = {k.lower(): SocketServer(Runner(Same(), signature(k))) for k in KINDS}
-    for server in servers.values():
-        server.start()
-    ready, box = threading.Event(), {}
-
-    async def watch(app, deployment, on_change):
-        on_change([Ready({"sundog_socket": servers[app].path})])
-        await asyncio.Event().wait()
-
-    async def main():
-        routes, metrics = Routes(watch, None), Metrics()
-        services = {k.lower(): service(k) for k in KINDS}
-        routes.apply({"epoch": 1, "version": 1, "services": services, "keys": []})
-        app = GatewayApp(Calls(routes, KeyRing(), metrics), build_pages(routes, metrics))
-        while not all(r.versions["1"].ready for r in routes.services.values()):
-            await asyncio.sleep(0.01)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            box["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            box["server"] = build_server(app)
-            ready.set()
-            await box["server"].serve(sockets=[listener])
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    yield box["url"]
-    box["server"].should_exit = True
-    thread.join(20)
-    for server in servers.values():
-        server._loop.call_soon_threadsafe(server._stop.set)
-        server.thread.join(5)
+    with gateway_of({k.lower(): Served(Same(), signature(k)) for k in KINDS}) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")
