@@ -54,10 +54,10 @@ def gateways(ray):
 
 
 def haproxies(ray):
-    folder = str(ray.temp_dir)
+    config = f"-{ray.endpoints.gateway.rpartition(':')[2]}/haproxy.cfg"
     found = []
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "haproxy" and folder in " ".join(process.info["cmdline"] or []):
+        if process.info["name"] == "haproxy" and config in " ".join(process.info["cmdline"] or []):
             found.append(process)
     return found
 

@@ -23,6 +23,8 @@ from sundog.serving.gateway import control_snapshots, gateway_name, parse_addres
 from sundog.serving.haproxy import Haproxy, keeper_pid
 
 WATCH_S = 0.1
+MAX_FOLDER = 75
+"""Bytes of the path of the folder with HAProxy's sockets."""
 _START_TIMEOUT_S = 30.0
 
 log = logging.getLogger("sundog.edge")
@@ -38,7 +40,7 @@ class Front:
 
     def open(self) -> None:
         """Start, or go on with what a predecessor left. ServiceError, such as for a taken port."""
-        self.plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.plan.folder)
         (self.plan.folder / "owner").write_text(self._owner)
         if self.proxy.adopt():
             return  # with its gateways, until Serve tells of those that are there
@@ -62,6 +64,16 @@ class Front:
         """Stop HAProxy, unless a successor has taken over."""
         if (self.plan.folder / "owner").read_text() == self._owner:
             self.proxy.stop()
+
+
+def make_private(folder: Path) -> None:
+    """The folder, of mode 0700 and ours. ServiceError where somebody else made it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not folder.is_dir() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ServiceError(
+            f"{folder} is not a folder that only this user may enter", f"remove it: rm -r {folder}"
+        )
 
 
 class Edge:
@@ -146,5 +158,12 @@ def door_of(replica: Any) -> Door | None:
 
 
 def folder_of(port: int) -> Path:
-    """The same for every edge of this port on this node, so that a successor finds it."""
-    return Path(session.sockets_dir() or tempfile.gettempdir()) / f"sundog-edge-{port}"
+    """The same for every edge of this port on this node, so that a successor finds it.
+
+    In Ray's session where its path leaves room for a socket: 107 bytes, of which HAProxy wants some
+    while it binds.
+    """
+    inside = Path(session.sockets_dir() or "/") / f"sundog-edge-{port}"
+    if session.sockets_dir() is not None and len(str(inside)) <= MAX_FOLDER:
+        return inside
+    return Path(tempfile.gettempdir()) / f"sundog-edge-{os.getuid()}-{port}"

