@@ -36,6 +36,7 @@ from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker,
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2._internal.util import bundle_to_remote_args, invoke_context_managers
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sundog.clock import WALL
 from sundog.rayapi import train_nodes, train_slot
@@ -97,6 +98,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
     pool: Pool
     stamps: dict[str, Any]
     private: dict[str, str]
+    placement: Any = None  # a placement group that somebody reserved for the workers
 
     def _start_impl(self, builder: Any) -> None:
         context = self._worker_group_context
@@ -142,7 +144,10 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
         actor_class = ray.remote(runtime_env=env, **bundle_to_remote_args(resources))(
             RayTrainWorker
         )
-        return actor_class.options(scheduling_strategy="SPREAD").remote()
+        where = "SPREAD" if self.placement is None else PlacementGroupSchedulingStrategy(
+            self.placement
+        )  # fmt: skip
+        return actor_class.options(scheduling_strategy=where).remote()
 
     def park(self, flag: int) -> None:
         """End the group but not its workers: each leaves its loop at a step boundary, or because
@@ -164,9 +169,9 @@ def _sync_actor() -> Any:
 class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
     """Asks the resizer; never the AutoscalingCoordinator, whose view is up to 20 s old."""
 
-    def __init__(self, scaling_config: Any, resizer: Resizer) -> None:
+    def __init__(self, scaling_config: Any, resizer: Resizer, placement: Any = None) -> None:
         super().__init__(scaling_config)
-        self.resizer = resizer
+        self.resizer, self.placement = resizer, placement
         self.pool = Pool()
         self.stamps: dict[str, Any] = {}
         self.private: dict[str, str] = {}
@@ -259,7 +264,8 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
 
     def _places(self, leaving: dict[str, float]) -> int:
         if self._can_grow is None:
-            self._can_grow = train_nodes.can_grow()
+            # A place that was reserved comes back by itself when a node has room for it.
+            self._can_grow = self.placement is not None or train_nodes.can_grow()
         # Where nodes can come, an actor that waits for room is what asks for one.
         need = self.scaling_config._resources_per_worker_not_none
         return self.resizer.high if self._can_grow else train_nodes.room(need, leaving)
@@ -271,6 +277,8 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         return ResizeDecision(num_workers=count, resources_per_worker=resources)
 
     def _fits(self) -> int:
+        if self.placement is not None:
+            return self.resizer.high  # reserved
         need = self.scaling_config._resources_per_worker_not_none
         free = train_nodes.room(need, train_nodes.leaving())
         return max(self.resizer.low, min(self.resizer.high, free))
@@ -302,7 +310,9 @@ class ElasticController(TrainController):  # type: ignore[misc]
         self._policy = policy
         # The controller builds its groups from this class: the pool and the stamps ride on it.
         self.worker_group_cls: Any = type(
-            "BoundGroup", (ElasticWorkerGroup,), {"pool": policy.pool}
+            "BoundGroup",
+            (ElasticWorkerGroup,),
+            {"pool": policy.pool, "placement": policy.placement},
         )
         super().__init__(**arguments)
 
@@ -341,31 +351,45 @@ class ElasticController(TrainController):  # type: ignore[misc]
 
 class ElasticTrainer(DataParallelTrainer):  # type: ignore[misc]
     """A DataParallelTrainer whose workers survive resizes. The training function forms its own
-    process group for the token in `train_slot.SLOT`, and returns when it yields or loses a peer."""
+    process group for the token in `train_slot.SLOT`, and returns when it yields or loses a peer.
+
+    `placement`: the placement group whose bundles are the workers' places; None: wherever is room.
+    """
 
     def __init__(
         self, train_loop_per_worker: Any, *, resizer: Resizer, private: dict[str, str],
-        **arguments: Any,
+        placement: Any = None, **arguments: Any,
     ) -> None:  # fmt: skip
         super().__init__(train_loop_per_worker, **arguments)
-        self._resizer, self._private = resizer, private
+        self._resizer, self._private, self._placement = resizer, private, placement
+        self._controller: Any = None
+
+    def end(self) -> None:
+        """Kill the controller, and with it the workers, whatever they do. From any thread."""
+        if self._controller is not None:
+            ray.kill(self._controller)
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        arguments["scaling_policy"] = ElasticPolicy(self.scaling_config, self._resizer)
+        arguments["scaling_policy"] = ElasticPolicy(
+            self.scaling_config, self._resizer, self._placement
+        )
         node = ray.get_runtime_context().get_node_id()
         controller = (
             ray.remote(ElasticController)
             .options(
                 num_cpus=0,
+                # Not in the placement group of whoever calls, whose places are the workers'.
+                scheduling_strategy="DEFAULT",
                 label_selector={ray._raylet.RAY_NODE_ID_KEY: node},
                 runtime_env={"env_vars": {**_CONTROLLER_ENV, **_own("RAY_TRAIN_")}},
             )
             .remote(**arguments)
         )
+        self._controller = controller
         ray.get(controller.keep.remote(self._private))
         ray.get(controller.run.remote())
         return ray.get(controller.get_result.remote())

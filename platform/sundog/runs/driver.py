@@ -138,6 +138,14 @@ def interruptible(work: Callable[[], T]) -> T:
 
     Inside Ray's own waiting a signal handler may not raise anything but KeyboardInterrupt.
     """
+    answer = begun(work)
+    while not answer.done():
+        wait([answer], timeout=0.2)
+    return answer.result()
+
+
+def begun(work: Callable[[], T]) -> Future[T]:
+    """What `work()` will give, in a thread of its own that ends with the process."""
     answer: Future[T] = Future()
 
     def run() -> None:
@@ -147,9 +155,7 @@ def interruptible(work: Callable[[], T]) -> T:
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="run").start()
-    while not answer.done():
-        wait([answer], timeout=0.2)
-    return answer.result()
+    return answer
 
 
 class Watcher:

@@ -86,6 +86,17 @@ def capacity(resources: dict[str, float]) -> int:
     return count
 
 
+def room_on(market: str, resources: dict[str, float]) -> int:
+    """How many workers fit into what is free now on nodes of this market that are to stay."""
+    import ray
+
+    from sundog.rayapi import train_nodes
+
+    label = "ray.io/market-type"
+    others = [n["NodeID"] for n in ray.nodes() if (n.get("Labels") or {}).get(label) != market]
+    return train_nodes.room(resources, dict.fromkeys(others, 0.0) | train_nodes.leaving())
+
+
 def working_directory() -> str | None:
     """Where recipes are imported from on other processes: None when Ray ships it (a submitted job)."""
     import ray

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sundog import telemetry
-from sundog.errors import RunError, SpecError, SundogError
+from sundog.errors import RunCancelled, RunError, SpecError, SundogError
 from sundog.runs import place, sweep_book, sweep_space
 from sundog.runs.driver import driving, interruptible, say
+from sundog.runs.follower import count
+from sundog.runs.initial import pin
 from sundog.runs.lineage import lineage
+from sundog.runs.notify import notified
 from sundog.runs.sweep_book import Book, Journal, Trial
 from sundog.runs.sweep_purse import Rates, forecast, require_prices
 from sundog.runs.sweep_search import Modelled, searcher
 from sundog.runs.sweep_table import best_of, front, table
-from sundog.runs.train import _ray_storage, driver_recipe, pin_data, worker_resources
+from sundog.runs.sweep_tracking import tracking
+from sundog.runs.train import driver_recipe, pin_data, ray_storage, worker_resources
 from sundog.runs.trial import Kept, pauses, plain_function, run_trial, trial_prefix, trial_spec
 from sundog.runs.worker import open_recipe
 from sundog.security.secrets import secret_environment
@@ -30,6 +34,7 @@ from sundog.storage.runs import RunFolder, open_run
 
 if TYPE_CHECKING:
     from sundog.runs.sweep_conduct import Conductor
+    from sundog.runs.sweep_room import Sizes
     from sundog.storage.models import ModelVersion
 
 # What Tune would write again beside our journal, or wait for.
@@ -55,16 +60,20 @@ def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
 
     SpecError when the space changed since. RunError when no trial reported anything.
     """
-    with driving(folder, "sweep", metric=spec.metric, mode=spec.mode) as done:
+    with (
+        notified(folder, spec.run.webhook),
+        driving(folder, "sweep", metric=spec.metric, mode=spec.mode) as done,
+    ):
         before = folder.record()
         _same_search(spec, before, folder.run_id)
         data = pin_data(folder.root, spec.run, before.get("data"))
+        begun = pin(folder.root, spec.run.init_from, before.get("init_from"))
         folder.update(
-            data=data, spec=spec.model_dump(mode="json"), search=sweep_space.identity(spec),
+            data=data, init_from=begun, spec=spec.model_dump(mode="json"), search=sweep_space.identity(spec),
             ended_by=None,
         )  # fmt: skip
         place.check_reach(folder.root)
-        place.check_fit(1, worker_resources(spec.run))
+        place.check_fit(spec.run.workers.low, _need(spec))
         require_prices(spec, _unpriced(spec, folder))
         os.environ.update(secret_environment(spec.run))
         reports = _reports(spec, folder, data)  # fails here, before any trial
@@ -142,8 +151,14 @@ def _same_search(spec: SweepSpec, record: dict[str, Any], run_id: str) -> None:
 
 
 def _unpriced(spec: SweepSpec, folder: RunFolder) -> list[str]:
-    rates = Rates(folder.root, worker_resources(spec.run), spec.usd_node_hour)
+    rates = Rates(folder.root, _need(spec), spec.usd_node_hour)
     return [n for n, have in _nodes().items() if rates.holds(have) and rates.usd_hour(n) is None]
+
+
+def _need(spec: SweepSpec) -> dict[str, float]:
+    """What one worker takes; a type of GPU the way that Ray's nodes count it."""
+    kind = spec.run.resources.gpu
+    return worker_resources(spec.run) | ({f"accelerator_type:{kind}": 0.001} if kind else {})
 
 
 def _nodes() -> dict[str, dict[str, float]]:
@@ -159,6 +174,11 @@ def _reports(spec: SweepSpec, folder: RunFolder, data: str | None) -> int:
             raise SpecError(
                 "register: the trial is a plain function, which leaves no model",
                 "register from a recipe, or drop it",
+            )
+        if (spec.run.workers.high or 1) > 1:
+            raise SpecError(
+                "run.workers: the trial is a plain function, which runs in one process",
+                "give the process more: run.resources: {cpus: 4}; or write a recipe",
             )
         return spec.run.steps or int(spec.run.epochs or 1)
     recipe = driver_recipe(folder.root, spec.run, data, registers=True)
@@ -177,33 +197,36 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1"
     from ray import tune
 
+    from sundog.rayapi.cluster import may_grow
     from sundog.rayapi.tune_feed import Feed
     from sundog.runs.sweep_conduct import Conductor
+    from sundog.runs.sweep_room import Room, sizes
     from sundog.runs.sweep_schedule import Watched, scheduler
 
-    need = worker_resources(spec.run)
+    need = _need(spec)
     journal = _journal(spec, folder)
     book = journal.book
     search = _told(spec, folder, book)
-    conductor = Conductor(
-        spec, folder, journal, search, Rates(folder.root, need, spec.usd_node_hour), _nodes
-    )
-    concurrent = _concurrent(spec, need)
+    rates = Rates(folder.root, need, spec.usd_node_hour)
+    told = tracking(folder)
+    conductor = Conductor(spec, folder, journal, search, rates, _nodes, tracking=told)
+    size = sizes(spec, place.capacity(need), conductor.total, may_grow())
+    room = Room(need, size.workers, spec.run.market, lambda market: place.room_on(market, need))
     conductor.watched = Watched(
-        scheduler(spec, reports), spec, concurrent,
+        scheduler(spec, reports), spec, size.at_once,
         {t.name: t.reports for t in book.trials.values()},
         [t.name for t in book.trials.values() if t.ended],
-        lambda name: book.trials[name].usd or book.trials[name].node_s,
+        lambda name: book.trials[name].usd or book.trials[name].node_s, room,
     )  # fmt: skip
-    _announce(spec, folder, book, conductor.total, concurrent)
+    _announce(spec, folder, book, conductor.total, size)
     job = {
         "sweep": spec.model_dump(mode="json"), "folder": folder, "data": data,
+        "init_from": folder.record().get("init_from"), "workers": size.workers,
         "directory": place.working_directory(), "environment": secret_environment(spec.run),
         "repeats": {f"trial-{n:03d}-{r}": r for n in range(search.total)
                     for r in range(1, spec.repeats)},
     }  # fmt: skip
-    resources = {k.lower() if k != "memory" else k: v for k, v in need.items()}
-    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), resources)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), room.request())
     with tempfile.TemporaryDirectory(prefix="sundog-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
@@ -216,13 +239,20 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
                 name=folder.run_id, verbose=0, stop=conductor, callbacks=[conductor],
                 failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if pauses(spec) else 1),
-                **_ray_storage(folder.root, folder, scratch),
+                **ray_storage(folder.root, folder, scratch),
             ),
         )  # fmt: skip
+        state = "failed"
         try:
             interruptible(tuner.fit)
+            state = "failed" if conductor.fatal else "finished"
+        except RunCancelled:
+            state = "cancelled"
+            raise
         finally:
             conductor.close()
+            if told:
+                told.end(state)
     return conductor
 
 
@@ -273,13 +303,12 @@ def _warm(search: Modelled, spec: SweepSpec, folder: RunFolder, run_id: str) -> 
     say(folder, f"learnt from {fitting} of {len(trials)} trials of {run_id}")
 
 
-def _concurrent(spec: SweepSpec, need: dict[str, float]) -> int:
-    fits = max(1, place.capacity(need))
-    return fits if spec.concurrent == "auto" else min(spec.concurrent, fits)
-
-
-def _announce(spec: SweepSpec, folder: RunFolder, book: Book, total: int, concurrent: int) -> None:
-    say(folder, f"{folder.run_id} · {total} trials of {spec.run.recipe}, {concurrent} at once")
+def _announce(spec: SweepSpec, folder: RunFolder, book: Book, total: int, size: Sizes) -> None:
+    each = f" on {count(size.workers)} each" if size.workers > 1 else ""
+    say(
+        folder,
+        f"{folder.run_id} · {total} trials of {spec.run.recipe}, {size.at_once} at once{each}",
+    )
     if not book.trials:
         return
     ended = sum(t.ended for t in book.trials.values())

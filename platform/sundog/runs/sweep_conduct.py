@@ -20,12 +20,15 @@ from sundog.runs.sweep_book import Journal, Trial
 from sundog.runs.sweep_purse import Purse, Rates, charge, forecast
 from sundog.runs.sweep_schedule import Watched
 from sundog.runs.sweep_search import Search
+from sundog.runs.sweep_table import best_of
+from sundog.runs.sweep_tracking import SweepMlFlow
 from sundog.spec.sweep import SweepSpec
 from sundog.storage.runs import RunFolder
 
 _TICK_S = 0.5  # how often time becomes money
 _WRITE_S = 2.0  # how often that is written down: what a killed driver forgets at most
 _SHOW_S = 5.0
+_RECORD_S = 1.0  # of many short trials not each one changes the record
 
 
 class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
@@ -40,8 +43,10 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         rates: Rates,
         nodes: Callable[[], dict[str, dict[str, float]]],
         clock: Clock = WALL,
+        tracking: SweepMlFlow | None = None,
     ) -> None:
         self._spec, self._folder, self._journal, self._search = spec, folder, journal, search
+        self._tracking = tracking
         self.book, self._clock = journal.book, clock
         self._rates, self._nodes = rates, nodes
         self.purse = Purse(spec, self.book)
@@ -50,7 +55,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self.closing: str | None = None  # why no trial begins
         self.fatal: tuple[str, str] | None = None
         self._rows: dict[str, tuple[float, float | None]] = {}  # node -> (share, $/h)
-        self._where: dict[str, str] = {}
+        self._where: dict[str, list[str]] = {}  # the nodes of a trial's workers, one each
         self._waiting = [t for t in self.book.trials.values() if not t.ended]
         # A driver may have died between the repeats of one configuration.
         self._fresh = [
@@ -128,8 +133,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         known = self.book.trials[trial.trial_id]
-        if result.get("node"):
-            self._where[known.name] = result["node"]
+        if result.get("nodes"):
+            self._where[known.name] = result["nodes"]
         if "fault" in result:
             if result["fatal"]:
                 self.fatal = (result["fault"], result["fix"])
@@ -152,6 +157,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             step=result["step"], steps=result["steps"], metrics=metrics,
             spent=[self.book.usd, self.book.node_hours],
         )  # fmt: skip
+        if self._tracking:
+            self._tracking.reported(known, result["step"], metrics)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         known = self.book.trials[trial.trial_id]
@@ -179,7 +186,16 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._write_spent([trial])
         self._tell_search(trial)
         self._folder.event(telemetry.TRIAL_FINISHED, **trial.row())
+        self._track(trial)
         self._show(trial)
+
+    def _track(self, trial: Trial) -> None:
+        if self._tracking is None:
+            return
+        self._tracking.ended(trial)
+        if best := best_of(list(self.book.trials.values()), self._spec):
+            spent = {"usd": self.book.usd, "node_hours": self.book.node_hours}
+            self._tracking.best(best, spent)
 
     def _tell_search(self, trial: Trial) -> None:
         group = [t for t in self.book.trials.values() if t.number == trial.number]
@@ -204,7 +220,6 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         if now_s - self._written_s >= _WRITE_S:
             self._write_spent([self.book.trials[n] for n in self._live])
         if now_s - self._shown_s >= _SHOW_S:
-            self._shown_s = now_s
             self._record()
 
     def _tick(self) -> None:
@@ -212,10 +227,11 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         now_s = self._clock.monotonic_s()
         passed, self._last_s = now_s - self._last_s, now_s
         self.book.elapsed_s += passed
-        for name, status in (self.watched.statuses() if self.watched else {}).items():
-            if status == "RUNNING" and name in self._live:
-                share, usd_hour = self._rate(self._where.get(name))
-                charge(self.book.trials[name], passed, share, usd_hour)
+        watched = self.watched
+        for name, status in (watched.statuses() if watched else {}).items():
+            if watched and status == "RUNNING" and name in self._live:
+                nodes: list[str | None] = [*self._where.get(name, ())] or [None] * watched.workers
+                charge(self.book.trials[name], passed, [self._rate(node) for node in nodes])
         self.ending = self.ending or self.purse.empty()
 
     def _rate(self, node: str | None) -> tuple[float, float | None]:
@@ -261,7 +277,10 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             elif trial.state == "running":
                 why = self.ending or self.closing or ""
                 self._journal.write("state", trial=name, state="waiting", why=why)
+            if self._tracking and trial.reports:
+                self._tracking.ended(trial)
         self._journal.flush()
+        self._record()
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -282,9 +301,11 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         if trial.state == "failed":
             line += f" · failed: {trial.why}"
         say(self._folder, f"{line} · {money(self.book.usd, self.book.node_hours)} so far")
-        self._record()
+        if self._clock.monotonic_s() - self._shown_s >= _RECORD_S:
+            self._record()
 
     def _record(self) -> None:
+        self._shown_s = self._clock.monotonic_s()
         ended = sum(t.ended for t in self.book.trials.values())
         ahead = forecast(self.book, self.total)
         self._folder.update(

@@ -5,64 +5,54 @@ Prices come from the nodes' own records in the storage root, else from the spec;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sundog.clock import WALL, Clock
-from sundog.errors import NotFound, SpecError
+from sundog.errors import SpecError
 from sundog.market.prices import price_at
+from sundog.runs.bill import Prices
 from sundog.runs.sweep_book import Book, Trial
 from sundog.spec.sweep import SweepSpec
 from sundog.storage.root import Root
 
-_REREAD_S = 60.0  # a node's price may change; its record is read again after so long
-
 
 class Rates:
-    """Dollars an hour of a node, and the share of it that one trial takes."""
+    """Dollars an hour of a node, and the share of it that one worker of a trial takes."""
 
     def __init__(
         self, root: Root, need: Mapping[str, float], fallback: float | None, clock: Clock = WALL
     ) -> None:
-        self._root, self._need, self._fallback, self._clock = root, need, fallback, clock
-        self._records: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._need, self._fallback, self._clock = need, fallback, clock
+        self._prices = Prices(root, clock)
 
     def usd_hour(self, node_id: str) -> float | None:
         """The whole node's price now, the spec's `usd_node_hour` where it has none, else None."""
-        price = price_at(self._record(node_id), self._clock.now_s())
+        price = price_at(self._prices.record(node_id), self._clock.now_s())
         return self._fallback if price is None else price
 
     def holds(self, node: Mapping[str, float]) -> bool:
-        """Whether a trial could run on a node with these resources."""
+        """Whether a worker fits into a node with these resources."""
         return all(node.get(name, 0) >= each for name, each in self._need.items())
 
     def share(self, node: Mapping[str, float]) -> float:
-        """The largest share that a trial takes of any one resource of a node, at most 1."""
+        """The largest share that a worker takes of any one resource of a node, at most 1."""
         shares = [each / node[name] for name, each in self._need.items() if node.get(name, 0) > 0]
         return min(1.0, max(shares, default=1.0))
 
-    def _record(self, node_id: str) -> dict[str, Any]:
-        read_s, record = self._records.get(node_id, (float("-inf"), {}))
-        if self._clock.monotonic_s() - read_s > _REREAD_S:
-            try:
-                record = json.loads(self._root.read(f"nodes/{node_id}.json"))
-            except (NotFound, ValueError):
-                record = {}
-            self._records[node_id] = (self._clock.monotonic_s(), record)
-        return record
 
+def charge(trial: Trial, seconds: float, workers: Iterable[tuple[float, float | None]]) -> None:
+    """Add `seconds` to what a trial cost, whose workers have each a share of a node at $/hour.
 
-def charge(trial: Trial, seconds: float, share: float, usd_hour: float | None) -> None:
-    """Add `seconds` on a node to what a trial cost. Once a part has no price, the whole has none."""
+    Once a part has no price, the whole has none."""
     priceless = trial.usd is None and trial.node_s > 0
     trial.node_s += seconds
-    trial.node_hours += seconds / 3600 * share
-    if usd_hour is None or priceless:
-        trial.usd = None
-    else:
-        trial.usd = (trial.usd or 0.0) + seconds / 3600 * share * usd_hour
+    for share, usd_hour in workers:
+        trial.node_hours += seconds / 3600 * share
+        if usd_hour is None or priceless:
+            trial.usd, priceless = None, True
+        else:
+            trial.usd = (trial.usd or 0.0) + seconds / 3600 * share * usd_hour
 
 
 def require_prices(spec: SweepSpec, unpriced: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from ray.tune.schedulers import (
 
 from sundog.runs.halving import Rule
 from sundog.runs.halving_tune import HalvingScheduler
+from sundog.runs.sweep_room import Room
 from sundog.spec.sweep import Choice, Domain, Int, Log, SweepSpec, Uniform
 
 CLOCK = "report"  # what schedulers count: our reports, which go on across submissions
@@ -96,7 +97,7 @@ class Watched(TrialScheduler):
     """A scheduler that never runs more than `most` trials, hears nothing twice, and says why.
 
     `past` gives the reports (number, value) of a trial in earlier submissions; `cost` its dollars
-    or node-seconds so far.
+    or node-seconds so far; `places` says where each trial shall run.
     """
 
     _supports_buffered_results = False
@@ -109,9 +110,10 @@ class Watched(TrialScheduler):
         past: Mapping[str, Sequence[tuple[int, float]]],
         ended: Sequence[str],
         cost: Callable[[str], float],
+        places: Room | None = None,
     ) -> None:
         super().__init__()
-        self.inner, self._spec, self._most = inner, spec, most
+        self.inner, self._spec, self._most, self._places = inner, spec, most, places
         self._past, self._ended, self._cost = dict(past), list(ended), cost
         self._seen: dict[str, int] = {}
         self._live: dict[str, Trial] = {}
@@ -133,6 +135,11 @@ class Watched(TrialScheduler):
     def room(self) -> bool:
         return self.running() < self._most
 
+    @property
+    def workers(self) -> int:
+        """Of each trial."""
+        return 1 if self._places is None else self._places.workers
+
     def holds_fresh(self) -> bool:
         """Whether a trial that waits deserves the next worker more than a fresh one does."""
         if not isinstance(self.inner, HalvingScheduler):
@@ -151,12 +158,20 @@ class Watched(TrialScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if self._ended:
             self._show_ended(tune_controller)
+        self._seat(trial)
         self._live[trial.trial_id] = trial
         past = self._past.pop(trial.trial_id, ())
         self.inner.on_trial_add(tune_controller, trial)
         self._show(tune_controller, trial, past)
         if past and isinstance(self.inner, HalvingScheduler):
             self.inner.adopt(trial, running=trial.status != Trial.PAUSED)
+
+    def _seat(self, trial: Trial) -> None:
+        """Where a trial that is about to begin, or to begin again, shall be."""
+        if self._places is None:
+            return
+        waiting = [t for t in self._live.values() if t is not trial and t.status == Trial.PENDING]
+        trial.update_resources(self._places.request(len(waiting)))
 
     def _show_ended(self, tune_controller: Any) -> None:
         """Trials of earlier submissions: peers of those to come, though they never run here."""
@@ -228,8 +243,10 @@ class Watched(TrialScheduler):
         if isinstance(self.inner, HalvingScheduler) and not self.room:
             return None  # it takes an answer for a promise
         chosen = self.inner.choose_trial_to_run(tune_controller)
-        if chosen is not None and chosen.status == Trial.PAUSED and not self.room:
-            return None
+        if chosen is not None and chosen.status == Trial.PAUSED:
+            if not self.room:
+                return None
+            self._seat(chosen)
         return chosen
 
     def debug_string(self) -> str:

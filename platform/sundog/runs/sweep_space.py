@@ -18,7 +18,7 @@ _FIXED = ("space", "metric", "mode", "also", "searcher", "scheduler", "repeats",
 # Of the run: where it runs and what it may take is free.
 _FREE_RUN = (
     "root", "env", "secrets", "requirements", "resources", "register", "max_usd", "max_time",
-    "max_failures", "checkpoint", "market", "workers",
+    "max_failures", "checkpoint", "market", "workers", "webhook",
 )  # fmt: skip
 
 
@@ -91,6 +91,8 @@ def identity(spec: SweepSpec) -> dict[str, Any]:
     """What makes two submissions the same search, for JSON."""
     whole = spec.model_dump(mode="json")
     run = {k: v for k, v in whole["run"].items() if k not in _FREE_RUN}
+    if spec.run.workers.high != 1:
+        run["workers"] = whole["run"]["workers"]  # the most there may be is how a batch is cut
     return {**{name: whole[name] for name in _FIXED}, "run": run}
 
 

@@ -195,7 +195,7 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
             ),
             "run_config": RunConfig(
                 name=folder.run_id, failure_config=FailureConfig(max_failures=spec.max_failures),
-                worker_runtime_env=runtime_env, **_ray_storage(folder.root, folder, scratch),
+                worker_runtime_env=runtime_env, **ray_storage(folder.root, folder, scratch),
             ),
         }  # fmt: skip
         private = {k: v for k, v in secret_environment(spec).items() if k in spec.secrets}
@@ -238,7 +238,7 @@ def _stock(spec: RunSpec, arguments: dict[str, Any], private: dict[str, str]) ->
     )
 
 
-def _ray_storage(root: Root, folder: RunFolder, scratch: str) -> dict[str, Any]:
+def ray_storage(root: Root, folder: RunFolder, scratch: str) -> dict[str, Any]:
     """Where Ray Train keeps its own notes. Our checkpoints never pass through it."""
     if root.is_local:
         return {"storage_path": scratch}
@@ -246,18 +246,28 @@ def _ray_storage(root: Root, folder: RunFolder, scratch: str) -> dict[str, Any]:
     return {"storage_path": f"{base}/{folder.key('ray')}", "storage_filesystem": filesystem}
 
 
-def _lost(spec: RunSpec, folder: RunFolder, error: Exception) -> RunError:
+def why_lost(spec: RunSpec, error: Exception) -> tuple[bool, str]:
+    """Whether workers were lost (else Ray Train gave up by itself), and what to say of it."""
     failures = getattr(error, "worker_failures", None) or {}
     first = next(iter(failures.values()), error)
     lines = [line for line in str(first).strip().splitlines() if line.strip()]
     why = lines[-1].strip() if lines else type(first).__name__
-    if failures:
+    if not failures:
+        return False, f"Ray Train gave up: {why}"
+    return True, (
+        f"workers were lost more than max_failures ({spec.max_failures}) times; the last: {why}"
+    )
+
+
+def _lost(spec: RunSpec, folder: RunFolder, error: Exception) -> RunError:
+    lost, why = why_lost(spec, error)
+    if lost:
         return RunError(
-            f"workers were lost more than max_failures ({spec.max_failures}) times; the last: {why}",
+            why,
             f"see sundog logs {folder.run_id}; with --run-id {folder.run_id} it goes on from its "
             "last checkpoint",
         )
-    return RunError(f"Ray Train gave up: {why}", f"see sundog logs {folder.run_id}")
+    return RunError(why, f"see sundog logs {folder.run_id}")
 
 
 def _register(

@@ -1,7 +1,8 @@
-"""One trial of a sweep, inside its own process: the training loop alone, reporting as it evaluates.
+"""One trial of a sweep, inside its own process: the training loop, reporting as it evaluates.
 
 Goes on from its own last checkpoint, or from another trial's when the scheduler says so, and keeps
-the state of its best evaluation, so the winner can be registered. Decides nothing.
+the state of its best evaluation, so the winner can be registered. Decides nothing. A loop on several
+workers is `trial_group.py`'s.
 """
 
 from __future__ import annotations
@@ -33,11 +34,8 @@ def trial_spec(spec: SweepSpec, values: dict[str, Any], repeat: int = 0) -> RunS
     base = spec.run.model_dump(by_alias=True)
     seed = base["seed"] + repeat
     return RunSpec.model_validate(
-        {
-            **base, "seed": seed, **fields, "params": {**base["params"], **params},
-            "workers": 1, "register": None,
-        }
-    )  # fmt: skip
+        {**base, "seed": seed, **fields, "params": {**base["params"], **params}, "register": None}
+    )
 
 
 def trial_prefix(run_id: str, name: str) -> str:
@@ -64,7 +62,9 @@ def run_trial(values: dict[str, Any], job: dict[str, Any]) -> None:
             _run(spec, folder, name, values, job)
         except SundogError as error:
             fatal = isinstance(error, NoMetric)
-            tune.report({"fault": error.message, "fix": error.fix, "fatal": fatal, "node": _node()})
+            tune.report(
+                {"fault": error.message, "fix": error.fix, "fatal": fatal, "nodes": [_node()]}
+            )
 
 
 class NoMetric(RunError):
@@ -75,29 +75,55 @@ def _run(
     spec: SweepSpec, folder: RunFolder, name: str, values: dict[str, Any], job: dict[str, Any]
 ) -> None:
     run = trial_spec(spec, values, job["repeats"].get(name, 0))
-    kept = Kept(folder.root, trial_prefix(folder.run_id, name), keep=4 if spec.scheduler.pbt else 2)
-    source = _source(kept)
+    kept = kept_by(spec, folder, name)
+    kept.take_over(_mark(kept))
     function = plain_function(run.recipe, job["directory"])
     if function is not None:
-        _call(function, spec, run, kept, source, job)
+        os.environ.setdefault("SUNDOG_ROOT", kept.root.url)
+        _call(function, run, Report(spec, run, kept), _unheard(name, job))
+        return
+    if job["workers"] > 1:
+        from sundog.runs.trial_group import run_group
+
+        run_group(spec, run, folder, name, job)
         return
     from sundog.runs.exchange import Alone
-    from sundog.runs.loop import Loop
-    from sundog.runs.worker import open_recipe
 
-    loop = Loop(run, open_recipe(folder.root, run, job["data"], job["directory"]))
-    saver = _saver(run, kept, source)
-    loop.saver = saver
-    loop.after_evaluation = Reporter(spec, kept, saver)
+    loop = loop_of_trial(run, kept, job)
+    loop.after_evaluation = Reporter(spec, kept, loop.saver)
     loop.join(Alone())
+    loop.after_evaluation.say_again(loop, _unheard(name, job))
     outcome = loop.run()
     if outcome.state == "failed":
         raise RunError(outcome.why, outcome.fix)
-    saver.close()
+    loop.saver.close()
+
+
+def loop_of_trial(run: RunSpec, kept: Kept, job: dict[str, Any], **more: Any) -> Any:
+    """A loop that begins where the trial left off, not yet joined; `more` is for the loop itself."""
+    from sundog.runs.initial import load_weights
+    from sundog.runs.loop import Loop
+    from sundog.runs.worker import device_of, open_recipe
+
+    recipe = open_recipe(kept.root, run, job["data"], job["directory"])
+    loop = Loop(run, recipe, device=device_of(run), **more)
+    if job["init_from"]:
+        load_weights(kept.root, job["init_from"], loop.model)
+    loop.saver = saver_of_trial(run, kept)
+    return loop
+
+
+def kept_by(spec: SweepSpec, folder: RunFolder, name: str) -> Kept:
+    """What the trial of this name has left so far."""
+    return Kept(folder.root, trial_prefix(folder.run_id, name), keep=4 if spec.scheduler.pbt else 2)
 
 
 class Kept:
-    """What a trial leaves in the root: checkpoints, and which of them is the last and the best."""
+    """What a trial leaves in the root: checkpoints, and which of them is the last and the best.
+
+    `origin`: prefix and step of another trial's checkpoint that it goes on from, until it has a
+    last one of its own again.
+    """
 
     def __init__(self, root: Root, prefix: str, keep: int = 2) -> None:
         self.root, self.prefix = root, prefix
@@ -105,15 +131,30 @@ class Kept:
         self.last: int | None = None
         self.best: int | None = None
         self.best_value: float | None = None
-        self._read()
+        self.origin: tuple[str, int] | None = None
+        self.refresh()
 
-    def _read(self) -> None:
+    def refresh(self) -> None:
+        """Read again what another process may have written."""
         try:
             kept = json.loads(self.root.read(f"{self.prefix}/state.json"))
         except (NotFound, ValueError):
             return
         self.last, self.best, self.best_value = kept["last"], kept["best"], kept["best_value"]
+        self.origin = tuple(kept["origin"]) if kept.get("origin") else None
         self.checkpoints.pinned = self.best
+
+    def take_over(self, mark: dict[str, Any] | None) -> None:
+        """Go on from the checkpoint of `mark` when it is another trial's; else nothing changes."""
+        if mark is not None and mark["prefix"] != self.prefix:
+            self.last, self.origin = None, (mark["prefix"], mark["step"])
+            self._write()
+
+    def source(self) -> tuple[Kept, int] | None:
+        """Whose checkpoint to go on from, and which; None: from the beginning."""
+        if self.last is not None:
+            return self, self.last
+        return None if self.origin is None else (Kept(self.root, self.origin[0]), self.origin[1])
 
     def improved(self, value: float, mode: str) -> bool:
         sign = 1 if mode == "max" else -1
@@ -121,12 +162,16 @@ class Kept:
 
     def note(self, step: int, value: float | None) -> None:
         """The checkpoint of `step` is the last one; with a `value`, the best as well."""
-        self.last = step
+        self.last, self.origin = step, None
         if value is not None:
             self.best, self.best_value = step, value
             self.checkpoints.pinned = step
+        self._write()
+
+    def _write(self) -> None:
         kept = {
-            "format": FORMAT, "last": self.last, "best": self.best, "best_value": self.best_value
+            "format": FORMAT, "last": self.last, "best": self.best, "best_value": self.best_value,
+            "origin": self.origin,
         }  # fmt: skip
         self.root.write(f"{self.prefix}/state.json", json.dumps(kept).encode())
 
@@ -145,22 +190,24 @@ class _PinnedCheckpoints(Checkpoints):
             self.drop(step)
 
 
-def _source(kept: Kept) -> tuple[Kept, int] | None:
-    """Whose checkpoint to go on from: what Tune restores (perhaps another trial's), else our own."""
+def _mark(kept: Kept) -> dict[str, Any] | None:
+    """What Tune restores: where a checkpoint lies, perhaps another trial's."""
     from ray import tune
 
     mark = tune.get_checkpoint()
-    if mark is not None:
-        with mark.as_directory() as folder:
-            where = json.loads(Path(folder, _MARK).read_text())
-        if where["prefix"] != kept.prefix:
-            return Kept(kept.root, where["prefix"]), where["step"]
-    return None if kept.last is None else (kept, kept.last)
+    if mark is None:
+        return None
+    with mark.as_directory() as folder:
+        where: dict[str, Any] = json.loads(Path(folder, _MARK).read_text())
+    return where
 
 
-def _saver(run: RunSpec, kept: Kept, source: tuple[Kept, int] | None) -> Any:
+def saver_of_trial(run: RunSpec, kept: Kept) -> Any:
+    """A saver that goes on from `kept.source()`."""
     from sundog.runs.interval import Cadence
     from sundog.runs.saver import Saver
+
+    source = kept.source()
 
     class TrialSaver(Saver):
         """Goes on from `source`, with the optimizer's settings of this trial's own values."""
@@ -194,6 +241,8 @@ def _saver(run: RunSpec, kept: Kept, source: tuple[Kept, int] | None) -> Any:
                 for group, settings in zip(groups, mine, strict=True):
                     group.update(settings)
                 self._saved_step = -1  # this trial has not saved it yet
+                if loop.exchange is not None and loop.exchange.rank != 0:
+                    return
                 for later in [s for s in own.steps() if s > step and s != kept.best]:
                     own.drop(later)  # of a life that it has left behind
                 print(f"going on from step {step} of {source[0].prefix.rsplit('/', 1)[-1]}")
@@ -210,8 +259,22 @@ class Reporter:
         self._spec, self._kept, self._saver = spec, kept, saver
 
     def __call__(self, loop: Any) -> None:
+        send(self._spec, **self.keep(loop), nodes=[_node()])
+
+    def say_again(self, loop: Any, unheard: int) -> None:
+        """Report what the restored state was saved with, where its number is `unheard` or later."""
+        if loop.step == 0 or loop.step % loop.evaluate_every:
+            return
+        told = self._told(loop)
+        if told["number"] >= unheard:
+            send(self._spec, **told, nodes=[_node()])
+
+    def keep(self, loop: Any) -> dict[str, Any]:
+        """Keep the state if it is worth it; what there is to report of it.
+
+        NoMetric when that is not what the sweep looks at."""
         metrics = dict(loop.metrics)
-        value = _value(self._spec, metrics)
+        value = value_of(self._spec, metrics)
         better = self._kept.improved(value, self._spec.mode)
         # A trial that may be paused, or copied by another, has a checkpoint at each report.
         now = better or pauses(self._spec)
@@ -220,9 +283,24 @@ class Reporter:
         if self._saver._saved_step != before:
             self._saver.close()
             self._kept.note(loop.step, value if better else None)
-        number = -(-loop.step // loop.evaluate_every)
-        mark = {"prefix": self._kept.prefix, "step": loop.step} if pauses(self._spec) else None
-        send(metrics, number, loop.step, loop.steps, mark)
+        return self._told(loop)
+
+    def _told(self, loop: Any) -> dict[str, Any]:
+        return {
+            "metrics": dict(loop.metrics), "number": -(-loop.step // loop.evaluate_every),
+            "step": loop.step, "steps": loop.steps, "prefix": self._kept.prefix,
+        }  # fmt: skip
+
+
+def _unheard(name: str, job: dict[str, Any]) -> int:
+    """The number of the first report of this trial that no driver wrote down, as far as is known.
+
+    A state is saved before its report is sent: a driver killed in between knows the state only.
+    A trial that Tune itself goes on with has told everything.
+    """
+    from ray import tune
+
+    return sys.maxsize if tune.get_checkpoint() is not None else job["reported"].get(name, 0) + 1
 
 
 def pauses(spec: SweepSpec) -> bool:
@@ -231,20 +309,22 @@ def pauses(spec: SweepSpec) -> bool:
 
 
 def send(
-    metrics: dict[str, float], number: int, step: int, steps: int, mark: dict[str, Any] | None
-) -> None:
-    """A report to Tune; returns when the trial may go on. `mark` says where its checkpoint lies."""
+    spec: SweepSpec, metrics: dict[str, float], number: int, step: int, steps: int, prefix: str,
+    nodes: list[str],
+) -> None:  # fmt: skip
+    """A report to Tune; returns when the trial may go on. `prefix` says where its checkpoint lies,
+    `nodes` where its workers are, one each."""
     from ray import tune
 
     result = {
         **metrics, "measured": dict(metrics), "report": number, "step": step, "steps": steps,
-        "node": _node(),
+        "nodes": nodes,
     }  # fmt: skip
-    if mark is None:
+    if not pauses(spec):
         tune.report(result)
         return
     with tempfile.TemporaryDirectory(prefix="sundog-trial-") as folder:
-        Path(folder, _MARK).write_text(json.dumps(mark))
+        Path(folder, _MARK).write_text(json.dumps({"prefix": prefix, "step": step}))
         tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
@@ -254,7 +334,7 @@ def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _value(spec: SweepSpec, metrics: dict[str, float]) -> float:
+def value_of(spec: SweepSpec, metrics: dict[str, float]) -> float:
     missing = [m for m in (spec.metric, *spec.also) if m not in (*metrics, "usd", "seconds")]
     if missing:
         raise NoMetric(
@@ -283,18 +363,25 @@ class Report:
     `state` is what it needs to go on; an interrupted trial finds the last one in `report.state`.
     """
 
-    def __init__(
-        self, spec: SweepSpec, run: RunSpec, kept: Kept, source: tuple[Kept, int] | None
-    ) -> None:
+    def __init__(self, spec: SweepSpec, run: RunSpec, kept: Kept) -> None:
         self._spec, self._run, self._kept = spec, run, kept
         self.seed, self.data = run.seed, run.data
         self.number, self.state = 0, b""
+        self._metrics: dict[str, float] = {}
+        source = kept.source()
         if source is not None:
             where, step = source
-            self.number, self.state = step, where.checkpoints.read(step).parts["state"]
+            found = where.checkpoints.read(step)
+            self.number, self.state = step, found.parts["state"]
+            self._metrics = found.about.get("metrics", {})
+
+    def say_again(self, unheard: int) -> None:
+        """Report what the state was saved with, where its number is `unheard` or later."""
+        if self._metrics and self.number >= unheard:
+            self._send(self._metrics)
 
     def __call__(self, metrics: dict[str, float], state: bytes | None = None) -> None:
-        value = _value(self._spec, metrics)
+        value = value_of(self._spec, metrics)
         self.number += 1
         if state is not None:
             self._kept.checkpoints.save(self.number, {"state": state}, {"metrics": metrics})
@@ -305,17 +392,20 @@ class Report:
                 f"scheduler {self._spec.scheduler.name} pauses trials, so each report needs a state",
                 "report(metrics, state=bytes), or a scheduler that does not pause: asha, median",
             )
+        self._send(metrics)
+
+    def _send(self, metrics: dict[str, float]) -> None:
         steps = self._run.steps or int(self._run.epochs or 1)
-        mark = {"prefix": self._kept.prefix, "step": self.number} if pauses(self._spec) else None
-        send(dict(metrics), self.number, self.number, steps, mark)
+        send(
+            self._spec, dict(metrics), self.number, self.number, steps, self._kept.prefix, [_node()]
+        )
 
 
 def _call(
-    function: Callable[..., Any], spec: SweepSpec, run: RunSpec, kept: Kept,
-    source: tuple[Kept, int] | None, job: dict[str, Any],
-) -> None:  # fmt: skip
+    function: Callable[..., Any], run: RunSpec, report: Report, unheard: int
+) -> None:
     from sundog.runs.recipe import blamed
 
-    os.environ.setdefault("SUNDOG_ROOT", kept.root.url)
+    report.say_again(unheard)
     with blamed(f"{run.recipe}: the trial"):
-        function(dict(run.params), Report(spec, run, kept, source))
+        function(dict(run.params), report)

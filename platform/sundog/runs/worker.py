@@ -29,6 +29,7 @@ STOP_ASKED = "stop"  # and the driver, that the run shall end at a step boundary
 _TELL_EVERY_S = 0.5
 _LOG_EVERY_S = 1.0
 _MEET_S = 30.0
+Build = Callable[[dict[str, Any], RunSpec, RunFolder], Any]  # the loop of a worker, not yet joined
 _EVENTS = {
     "checkpoint": telemetry.RUN_CHECKPOINT,
     "skipped": telemetry.RUN_CHECKPOINT_SKIPPED,
@@ -37,17 +38,23 @@ _EVENTS = {
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The training function of a worker. `config` is what `train.py` made; returns the outcome."""
+    return work(config, build_loop)
+
+
+def work(config: dict[str, Any], build: Build) -> dict[str, Any]:
+    """What every worker does; a trial of a sweep has its log in the sweep's folder."""
     import ray.train
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     os.environ.update(config["environment"])
     folder: RunFolder = config["folder"]
-    with WorkerLog(folder, rank):
+    log, before = config.get("log", (folder, ""))
+    with WorkerLog(log, f"{before}{rank}"):
         spec = RunSpec.model_validate(config["spec"])
         try:
             exchange = _exchange(folder, spec, rank, world)
-            return run_loop(config, spec, folder, exchange)
+            return run_loop(config, spec, folder, exchange, build)
         except _peer_lost() as error:
             if SLOT.token is None:
                 raise  # stock Ray Train starts all of us again
@@ -99,7 +106,7 @@ def _meet(folder: RunFolder, spec: RunSpec, rank: int, world: int, token: str) -
 
 
 def run_loop(
-    config: dict[str, Any], spec: RunSpec, folder: RunFolder, exchange: Any
+    config: dict[str, Any], spec: RunSpec, folder: RunFolder, exchange: Any, build: Build
 ) -> dict[str, Any]:
     """Build (or go on with what this process kept), join, run.
 
@@ -110,7 +117,7 @@ def run_loop(
     loop, fault = SLOT.kept, ("", "")
     try:
         if loop is None:
-            loop = build_loop(config, spec, folder)
+            loop = build(config, spec, folder)
         loop.tell = Teller(Channel(folder.run_id), exchange.rank, loop)
     except SundogError as error:
         fault = (error.message, error.fix)
@@ -170,11 +177,11 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     from sundog.runs.saver import saver_of
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
-    device = "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
+    device = device_of(spec)
     spec = settle_micro_batch(
         folder.root, f"runs/{folder.run_id}", spec, recipe, torch.device(device)
     )
-    loop = Loop(spec, recipe, device=device, asked=_asked(config.get("deadline_s")))
+    loop = Loop(spec, recipe, device=device, asked=asked(config.get("deadline_s")))
     if config.get("init_from"):
         own = load_weights(folder.root, config["init_from"], loop.model)
         print(f"begins with the weights of {config['init_from']}" + kept_own(own), flush=True)
@@ -199,7 +206,14 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     return loop
 
 
-def _asked(deadline_s: float | None) -> Callable[[], int]:
+def device_of(spec: RunSpec) -> str:
+    """Where a worker of the spec computes: torch's name of the device."""
+    import torch
+
+    return "cuda" if spec.resources.gpus and torch.cuda.is_available() else "cpu"
+
+
+def asked(deadline_s: float | None = None) -> Callable[[], int]:
     """What the loop reads at each step: what the controller asks for, or that time is over."""
     from sundog.runs.loop import GO_ON, SAVE, STOP
 

@@ -163,6 +163,12 @@ class Searcher(OneOf):
 
 
 _MEASURED = ("usd", "seconds")
+# Of the run: what is the sweep's own business, and what all trials must have alike.
+_OF_THE_SWEEP = ("max_usd", "max_time", "profile")
+_ALIKE = (
+    "run", "recipe", "data", "workers", "resources", "layout", "market", "env", "secrets",
+    "requirements", "root", "register", "register_", "params", "webhook", "init_from", *_OF_THE_SWEEP,
+)  # fmt: skip
 
 
 class SweepSpec(Spec):
@@ -201,8 +207,33 @@ class SweepSpec(Spec):
         return {self.metric: self.mode, **self.also}
 
     @model_validator(mode="after")
+    def _a_run_to_vary(self) -> SweepSpec:
+        for name in _OF_THE_SWEEP:
+            if getattr(self.run, name) is not None:
+                what = "a sweep does not have it" if name == "profile" else "write it beside metric"
+                raise ValueError(f"run.{name}: {what}, and leave it out here")
+        if self.run.layout == "fsdp":
+            raise ValueError("run.layout: trials cannot be sharded yet; write layout: ddp")
+        return self
+
+    def _a_field(self, name: str) -> None:
+        field = name.removeprefix("run.")
+        if field == name:
+            return
+        free = [n for n in type(self.run).model_fields if n not in _ALIKE]
+        if field not in free:
+            known = field in type(self.run).model_fields
+            near = get_close_matches(field, free, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"space.{name}: {'all trials have it alike' if known else f'{hint}a run has none'}; "
+                f"what may vary: {', '.join(free)}"
+            )
+
+    @model_validator(mode="after")
     def _a_space(self) -> SweepSpec:
         for number, (name, domain) in enumerate(self.space.items()):
+            self._a_field(name)
             self._a_domain(name, domain)
             for other in domain.when:
                 earlier = list(self.space)[:number]
@@ -261,5 +292,7 @@ class SweepSpec(Spec):
                     f"scheduler.pbt.mutate: {name!r} is no parameter of the space: "
                     f"{', '.join(self.space)}"
                 )
+            if name.startswith("run."):
+                raise ValueError(f"scheduler.pbt.mutate: {name} of a run is fixed when it begins")
         if not self.searcher.random:
             raise ValueError("scheduler.pbt: a population starts at random; drop the searcher")

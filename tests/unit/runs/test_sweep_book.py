@@ -48,10 +48,10 @@ def test_a_book_is_rebuilt_from_its_journal_even_when_the_last_line_is_cut(folde
 
 def test_a_priceless_part_makes_the_whole_priceless_and_hours_go_on():
     trial = Trial("t")
-    charge(trial, 3600, 0.5, 2.0)
+    charge(trial, 3600, [(0.5, 2.0)])
     assert trial.usd == 1.0
-    charge(trial, 3600, 0.5, None)
-    charge(trial, 3600, 0.5, 2.0)
+    charge(trial, 3600, [(0.5, None)])
+    charge(trial, 3600, [(0.5, 2.0)])
     assert trial.usd is None
     assert trial.node_hours == 1.5
 

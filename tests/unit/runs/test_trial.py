@@ -63,7 +63,8 @@ def run(tmp_path):
 def job(run, one):
     return {
         "sweep": one.model_dump(mode="json"), "folder": run, "data": None,
-        "directory": str(HERE), "environment": {}, "repeats": {},
+        "directory": str(HERE), "environment": {}, "repeats": {}, "workers": 1,
+        "init_from": None,
     }  # fmt: skip
 
 
@@ -154,3 +155,20 @@ def test_a_function_goes_on_from_its_state(run, monkeypatch, tmp_path):
     run_trial({"x": 0.5}, task)
     assert [r["report"] for r in rest.results] == [4, 5]
     assert rest.results[-1]["score"] == 2.0
+
+
+def test_another_s_checkpoint_is_the_source_until_there_is_an_own_one(tmp_path):
+    root = open_root(tmp_path.as_uri())
+    kept = Kept(root, "runs/s-1/trials/trial-001")
+    assert kept.source() is None
+    kept.note(4, 0.5)
+    kept.take_over({"prefix": kept.prefix, "step": 4})  # its own: nothing to take over
+    assert kept.source() == (kept, 4)
+    kept.take_over({"prefix": "runs/s-1/trials/trial-000", "step": 6})
+    again = Kept(root, kept.prefix)  # after a crash before its first report
+    source = again.source()
+    assert source is not None
+    assert (source[0].prefix, source[1]) == ("runs/s-1/trials/trial-000", 6)
+    assert (again.best, again.best_value) == (4, 0.5)
+    again.note(8, None)
+    assert Kept(root, kept.prefix).source()[1] == 8  # type: ignore[index]

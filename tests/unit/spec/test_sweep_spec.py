@@ -44,6 +44,17 @@ def test_a_bare_name_is_all_defaults_and_survives_the_record():
         ({"repeats": 2, "scheduler": "asha"}, "to its end"),
         ({"scheduler": {"pbt": {"mutate": ["nix"]}}}, "no parameter of the space"),
         ({"scheduler": {"pbt": {"mutate": ["lr"]}}, "searcher": "optuna"}, "starts at random"),
+        (
+            {
+                "space": {"run.batch": {"choice": [64, 128]}},
+                "scheduler": {"pbt": {"mutate": ["run.batch"]}},
+            },
+            "fixed when it begins",
+        ),
+        ({"space": {"run.bach": {"choice": [1]}}}, "did you mean 'batch'"),
+        ({"space": {"run.workers": {"choice": [1, 2]}}}, "all trials have it alike"),
+        ({"run": {**BASE["run"], "max_usd": 3}}, "run.max_usd: write it beside metric"),
+        ({"run": {**BASE["run"], "layout": "fsdp", "exact": False}}, "cannot be sharded"),
     ],
 )
 def test_contradictions(change, says):
