@@ -225,6 +225,7 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
         "directory": place.working_directory(), "environment": secret_environment(spec.run),
         "repeats": {f"trial-{n:03d}-{r}": r for n in range(search.total)
                     for r in range(1, spec.repeats)},
+        "reported": {t.name: t.report for t in book.trials.values()},
     }  # fmt: skip
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), room.request())
     with tempfile.TemporaryDirectory(prefix="sundog-tune-") as scratch:
