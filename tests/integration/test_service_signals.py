@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 import httpx
 import pytest
@@ -73,7 +75,8 @@ def test_replicas_follow_the_cores_they_use(tmp_path, monkeypatch):
         "signals": [{"name": "cpu", "target": 0.1}],
     }  # fmt: skip
     file = write_deployment(tmp_path / "busy.yaml", spec)
-    with LocalRay(root, num_cpus=2, object_store_bytes=256 * 2**20) as ray:
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])  # a process can know only one
+    with LocalRay(root, num_cpus=2, object_store_bytes=256 * 2**20, token_path=token) as ray:
         gateway = ray.endpoints.gateway
         serve_files.deploy_file(file, ray.endpoints.dashboard)
         wait_ready(gateway, "busy")

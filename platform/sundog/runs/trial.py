@@ -92,7 +92,6 @@ def _run(
     loop = loop_of_trial(run, kept, job)
     loop.after_evaluation = Reporter(spec, kept, loop.saver)
     loop.join(Alone())
-    loop.after_evaluation.say_again(loop, _unheard(name, job))
     outcome = loop.run()
     if outcome.state == "failed":
         raise RunError(outcome.why, outcome.fix)
@@ -261,14 +260,6 @@ class Reporter:
     def __call__(self, loop: Any) -> None:
         send(self._spec, **self.keep(loop), nodes=[_node()])
 
-    def say_again(self, loop: Any, unheard: int) -> None:
-        """Report what the restored state was saved with, where its number is `unheard` or later."""
-        if loop.step == 0 or loop.step % loop.evaluate_every:
-            return
-        told = self._told(loop)
-        if told["number"] >= unheard:
-            send(self._spec, **told, nodes=[_node()])
-
     def keep(self, loop: Any) -> dict[str, Any]:
         """Keep the state if it is worth it; what there is to report of it.
 
@@ -283,11 +274,8 @@ class Reporter:
         if self._saver._saved_step != before:
             self._saver.close()
             self._kept.note(loop.step, value if better else None)
-        return self._told(loop)
-
-    def _told(self, loop: Any) -> dict[str, Any]:
         return {
-            "metrics": dict(loop.metrics), "number": -(-loop.step // loop.evaluate_every),
+            "metrics": metrics, "number": -(-loop.step // loop.evaluate_every),
             "step": loop.step, "steps": loop.steps, "prefix": self._kept.prefix,
         }  # fmt: skip
 
@@ -373,7 +361,8 @@ class Report:
             where, step = source
             found = where.checkpoints.read(step)
             self.number, self.state = step, found.parts["state"]
-            self._metrics = found.about.get("metrics", {})
+            if where is kept:
+                self._metrics = found.about.get("metrics", {})
 
     def say_again(self, unheard: int) -> None:
         """Report what the state was saved with, where its number is `unheard` or later."""
@@ -401,9 +390,7 @@ class Report:
         )
 
 
-def _call(
-    function: Callable[..., Any], run: RunSpec, report: Report, unheard: int
-) -> None:
+def _call(function: Callable[..., Any], run: RunSpec, report: Report, unheard: int) -> None:
     from sundog.runs.recipe import blamed
 
     report.say_again(unheard)

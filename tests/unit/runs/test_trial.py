@@ -63,7 +63,7 @@ def run(tmp_path):
 def job(run, one):
     return {
         "sweep": one.model_dump(mode="json"), "folder": run, "data": None,
-        "directory": str(HERE), "environment": {}, "repeats": {}, "workers": 1,
+        "directory": str(HERE), "environment": {}, "repeats": {}, "reported": {}, "workers": 1,
         "init_from": None,
     }  # fmt: skip
 
@@ -151,9 +151,14 @@ def test_a_function_goes_on_from_its_state(run, monkeypatch, tmp_path):
     Told(monkeypatch, end_after=3)
     with pytest.raises(SystemExit):
         run_trial({"x": 0.5}, task)
+    # Killed after the third state was saved, before anybody wrote its report down.
     rest = Told(monkeypatch)
-    run_trial({"x": 0.5}, task)
-    assert [r["report"] for r in rest.results] == [4, 5]
+    run_trial({"x": 0.5}, task | {"reported": {"trial-000": 2}})
+    assert [r["report"] for r in rest.results] == [3, 4, 5]
+    assert rest.results[0]["score"] == 1.0
+    heard = Told(monkeypatch)
+    run_trial({"x": 0.5}, task | {"reported": {"trial-000": 5}})
+    assert heard.results == []
     assert rest.results[-1]["score"] == 2.0
 
 
