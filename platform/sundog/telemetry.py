@@ -45,6 +45,7 @@ GATEWAY_CAPTURES: Final = "sundog_gateway_captures_total"
 GATEWAY_IN_FLIGHT: Final = "sundog_gateway_in_flight"
 GATEWAY_QUEUED: Final = "sundog_gateway_queued"
 GATEWAY_REPLICAS: Final = "sundog_gateway_replicas"
+GATEWAY_BATCH: Final = "sundog_gateway_batch_rows"
 GATEWAY_ROWS: Final = "sundog_gateway_rows"
 GATEWAY_CALLS: Final = "sundog_gateway_model_calls"
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from sundog.clock import WALL
 from sundog.serving.admission import Pace, refuse_after_s
+from sundog.serving.batching import BatchSize
 from sundog.serving.contract import Contract, Parsed
 from sundog.serving.frames import BadFrame, cut, tensor_meta, with_traces
 from sundog.serving.stats import LaneStats
@@ -120,9 +121,15 @@ class Lane:
         """Whether the model says that it answers in parts."""
         self.stats = LaneStats()
         self.pace = Pace()
+        self.size = BatchSize(limits.batch, _bound_s(limits))
         self._now = now
         self._pumping = False
         self._loop = asyncio.get_event_loop()
+
+    def follow(self, limits: Limits) -> None:
+        """The spec allows something else now."""
+        self.limits = limits
+        self.size.limit(limits.batch, _bound_s(limits))
 
     @property
     def waiting(self) -> int:
@@ -170,7 +177,7 @@ class Lane:
             if not free:
                 return
             share = -(-len(self.queue) // len(free))
-            batch = self._take(max(1, min(self.limits.batch, share)))
+            batch = self._take(max(1, min(self.size.now, share)))
             if batch is None:
                 return
             batch.sent_s = self._now()
@@ -190,7 +197,7 @@ class Lane:
                 continue
             parsed = call.parsed
             single = call.alone or parsed.key is None or not self.contract.batchable
-            if calls and (single or parsed.key != key or rows + parsed.rows > self.limits.batch):
+            if calls and (single or parsed.key != key or rows + parsed.rows > self.size.now):
                 break
             queue.popleft()
             calls.append(call)
@@ -247,6 +254,7 @@ class Lane:
             len(batch.calls), batch.sent_s, now, bool(self.under_way or self.queue or self.later)
         )
         stats.executed(batch.rows, now - batch.sent_s)
+        self.size.observed(batch.rows, now - batch.sent_s)
         stats.rows += batch.rows
         stats.success_count += len(batch.calls)
         for call in batch.calls:
@@ -310,6 +318,11 @@ class Lane:
         self.queue.clear()
         self.later.clear()
         self._refuse(calls, NotServed(503, message, 1.0))
+
+
+def _bound_s(limits: Limits) -> float | None:
+    """How long a frame may be with a replica: the other half of the latency is for the queue."""
+    return limits.slo_s / 2 if limits.slo_s else None
 
 
 def _too_late(deadline_s: float) -> NotServed:

@@ -99,6 +99,7 @@ def gauges(routes: Routes) -> list[tuple[str, str, dict[str, float]]]:
                 telemetry.GATEWAY_QUEUED: found.lane.waiting,
                 telemetry.GATEWAY_IN_FLIGHT: found.lane.under_way,
                 telemetry.GATEWAY_REPLICAS: len(found.lane.connections),
+                telemetry.GATEWAY_BATCH: found.lane.size.now,
                 telemetry.GATEWAY_ROWS: found.lane.stats.rows,
                 telemetry.GATEWAY_CALLS: found.lane.stats.executions,
             },

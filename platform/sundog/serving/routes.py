@@ -245,7 +245,7 @@ class Routes:
             if version not in route.versions:
                 route.versions[version] = VersionRoute(document, version, self._watch, self._handle)
             else:
-                route.versions[version].lane.limits = limits_of(document)
+                route.versions[version].lane.follow(limits_of(document))
         route.update(document)
         for version in set(route.versions) - set(document["versions"]):
             self._close(route.versions.pop(version))

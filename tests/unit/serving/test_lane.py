@@ -263,3 +263,22 @@ def test_an_answer_that_lies_about_its_tensors_is_a_500():
         assert future.exception().status == 500
 
     run(scenario)
+
+
+def test_calls_shrink_until_they_are_answered_within_the_promised_latency():
+    async def scenario(lane, time):
+        link, sizes = Link(lane), []
+        for _ in range(30):
+            futures = [lane.call(parsed([1]), later=True) for _ in range(40)]
+            while not all(f.done() for f in futures):
+                await tick()
+                sizes.append(link.batches[0].rows)
+                time.now += 0.01 * link.batches[0].rows  # 10 ms a row
+                link.answer()
+                await tick()
+        assert max(sizes[-10:]) <= 11, "100 ms is half of the slo"
+        assert max(sizes[-10:]) >= 8
+        lane.follow(Limits(batch=40))
+        assert lane.size.now == 40
+
+    run(scenario, batch=40, slo_s=0.2, deadline_s=100, queue=1000)
