@@ -38,6 +38,8 @@ from sundog.rayapi.local import LocalRay, free_ports
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 32, 128)
 OWN = ("sundog", "fastapi")
+EDGE = "sundog-edge"
+"""Two gateways behind the edge's HAProxy."""
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _BOTH = {**_HAPROXY, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 RAY = {
@@ -52,7 +54,7 @@ FOREIGN = {
     "mlserver": ("mlserver", "/v2/models/mlp/infer"),
     "triton": ("triton", "/v2/models/mlp/infer"),
 }  # fmt: skip
-ROWS = (*OWN, *RAY, *FOREIGN)
+ROWS = (*OWN, EDGE, *RAY, *FOREIGN)
 
 LUA = """
 wrk.method = "POST"
@@ -96,20 +98,22 @@ def make_model(folder: Path) -> tuple[Path, Any]:
 
 
 @contextmanager
-def sundog_row(folder: Path, path: Path, signature: Any) -> Iterator[tuple[str, list[int]]]:
+def sundog_row(
+    folder: Path, path: Path, signature: Any, gateways: int = 1
+) -> Iterator[tuple[str, list[int]]]:
     """The whole platform: `sundog deploy` of one service on a local Ray."""
     from sundog.control.serve_files import deploy_file
     from sundog.storage.models import Registry
     from sundog.storage.root import open_root
 
-    root = open_root(f"file://{folder}/root")
+    root = open_root(f"file://{folder}/root-{gateways}")
     Registry(root).import_export("mlp", path, signature, alias="champion")
     file = folder / "mlp.yaml"
     file.write_text(
         "proxy_location: Disabled\napplications:\n- name: mlp\n  import_path: sundog:service\n"
         "  route_prefix: null\n  args: {service: mlp, model: mlp@champion}\n"
     )
-    with LocalRay(root.url, num_cpus=2, object_store_bytes=256 * 2**20) as ray:
+    with LocalRay(root.url, num_cpus=2, object_store_bytes=256 * 2**20, gateways=gateways) as ray:
         token = Path(ray.endpoints.token_path).read_text().strip()
         deploy_file(file, ray.endpoints.dashboard, token)
         url = f"{ray.endpoints.gateway}/v2/models/mlp"
@@ -343,8 +347,8 @@ def main() -> None:
         for row in chosen:
             if row in FOREIGN:
                 opened = foreign_row(row, folder, pythons[row])
-            elif row == "sundog":
-                opened = sundog_row(folder, path, signature)
+            elif row in ("sundog", EDGE):
+                opened = sundog_row(folder, path, signature, 2 if row == EDGE else 1)
             else:
                 opened = peer_row(row, path)
             try:
@@ -352,7 +356,7 @@ def main() -> None:
                     check_answer(url, body, expected)
                     rows += measure(row, url, pids, script, seconds, repeats)
             except SystemExit as error:  # of a peer: the others are still worth a number
-                if row in OWN:
+                if row in (*OWN, EDGE):
                     raise
                 print(f"{row}: left out: {error}", flush=True)
                 absent.append(row)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from sundog.security.keys import KeyRing
 from sundog.serving import sockets as sockets_module
 from sundog.serving.calls import Calls
+from sundog.serving.gateway import bind_privately
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
 from sundog.serving.pages import build_pages
@@ -61,7 +63,8 @@ def route_of(name: str, served: Served) -> dict[str, Any]:
 
 
 @contextmanager
-def gateway_of(services: Mapping[str, Served]) -> Iterator[Running]:
+def gateway_of(services: Mapping[str, Served], path: Path | None = None) -> Iterator[Running]:
+    """On a free port, or on the Unix socket `path` as one of several gateways."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sockets_module, "_socket_parent", lambda: None)
         servers = {n: SocketServer(Runner(s.model, s.signature)) for n, s in services.items()}
@@ -91,10 +94,12 @@ def gateway_of(services: Mapping[str, Served]) -> Iterator[Running]:
 
             return asyncio.run_coroutine_threadsafe(run(), loop).result(30)
 
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(1024)
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with bind_privately(path) if path is not None else socket.socket() as listener:
+            url = ""
+            if path is None:
+                listener.bind(("127.0.0.1", 0))
+                listener.listen(1024)
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             box["running"] = Running(url, keys, routes, call)
             box["server"] = build_server(app)
             ready.set()
