@@ -36,7 +36,8 @@ def gateway_app(address: str, gateways: int = 1) -> Any:
         max_constructor_retry_count=3, **several,
     )  # fmt: skip
     version = f"{__version__}/{address}/{gateways}"
-    bound = serve_apps.pinned(deployment, version).bind(config)
+    mine = {**config, "app": GATEWAY_APP}
+    bound = serve_apps.pinned(deployment, version).bind(mine)
     if gateways == 1:
         return bound
     edge = serve.deployment(
@@ -44,7 +45,7 @@ def gateway_app(address: str, gateways: int = 1) -> Any:
         health_check_period_s=1, graceful_shutdown_timeout_s=40, max_constructor_retry_count=3,
         **several,
     )  # fmt: skip
-    return serve_apps.pinned(edge, version).bind({**config, "app": GATEWAY_APP}, bound)
+    return serve_apps.pinned(edge, version).bind(mine, bound)
 
 
 def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> Any:

@@ -38,6 +38,7 @@ from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
 from sundog.serving.passthrough import Passthrough, upstreams_of
 from sundog.serving.routes import Routes
+from sundog.serving.siblings import Siblings
 from sundog.serving.sockets import private_folder
 from sundog.serving.stats import Metrics
 
@@ -116,6 +117,7 @@ class Gateway:
     def __init__(self, config: dict[str, Any]) -> None:
         serve_ports.bind_to_node()
         self._address: str = config["address"]
+        self._app: str = config.get("app", "")
         self._gateways: int = config.get("gateways", 1)
         self._grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
         self._private: dict[str, str] = {}
@@ -175,7 +177,10 @@ class Gateway:
 
             calls.traces = traces_of("sundog-gateway")
         openai = Passthrough(calls, upstreams) if upstreams else None
-        self.app = GatewayApp(calls, pages, openai)
+        shared = None
+        if self._private:
+            shared = Siblings(pages, gateway_name(), self._private["sundog_gateway"])
+        self.app = GatewayApp(calls, shared or pages, openai)
         self._server = build_server(self.app)
         # Where nobody needs a key, who listens to others is said; tokens are asked of everybody.
         heard_at = (self._address, os.environ.get("SUNDOG_GATEWAY_GRPC", ""))
@@ -187,6 +192,9 @@ class Gateway:
             asyncio.create_task(flush_forever(access)),
             asyncio.create_task(captures.flush_forever()),
         ]
+        if shared is not None:
+            watching = serve_targets.watch(self._app, "Gateway", shared.on_gateways)
+            background.append(asyncio.create_task(watching))
         if tokens is not None:
             background.append(asyncio.create_task(tokens.refresh_forever()))
         grpc = None

@@ -1,0 +1,134 @@
+"""Pages that concern all gateways of an address: metrics of each, and scores for what another answered.
+
+A gateway behind the edge asks the others over their private sockets; inference never comes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sundog.serving.http_body import Receive, Scope, Send
+
+ASKED = "x-sundog-asked-by"
+"""Header of what one gateway asks another: it is not asked on."""
+MAX_BODY = 64 * 1024
+TIMEOUT_S = 5.0
+_SHARED = frozenset((("GET", "/metrics"), ("POST", "/feedback")))
+_PASSED = frozenset(("authorization", "x-api-key", "content-type"))
+
+
+class Siblings:
+    """An ASGI app around a gateway's pages. `own`: the path of its socket; `name`: its label."""
+
+    def __init__(self, pages: Any, name: str, own: str) -> None:
+        self._pages = pages
+        self._name = name
+        self._own = own
+        self._here = _client(httpx.ASGITransport(pages))
+        self._others: dict[str, httpx.AsyncClient] = {}
+
+    def on_gateways(self, replicas: Iterable[Any]) -> None:
+        """Serve's news of who is there."""
+        paths = {str(r.metadata.get("sundog_gateway", "")) for r in replicas} - {"", self._own}
+        there = {p for p in paths if Path(p).exists()}
+        self._others = {
+            p: self._others.get(p) or _client(httpx.AsyncHTTPTransport(uds=p)) for p in there
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        what = scope.get("method"), scope.get("path")
+        if scope["type"] != "http" or what not in _SHARED:
+            await self._pages(scope, receive, send)
+            return
+        body, more = b"", True
+        while more and len(body) <= MAX_BODY:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        answer = await self._answer(scope, body)
+        headers = [
+            (b"content-type", answer.headers.get("content-type", "text/plain").encode()),
+            (b"content-length", b"%d" % len(answer.content)),
+        ]
+        await send(
+            {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+        )
+        await send({"type": "http.response.body", "body": answer.content})
+
+    async def _answer(self, scope: Scope, body: bytes) -> httpx.Response:
+        given = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        headers = {k: v for k, v in given.items() if k in _PASSED}
+        request = (scope["method"], scope["path"], headers, body)
+        mine = await _ask(self._here, *request)
+        assert mine is not None
+        is_metrics = scope["path"] == "/metrics"
+        if is_metrics and mine.is_success:
+            mine = _text(labelled(mine.text, self._name))
+        if ASKED in given or (not is_metrics and mine.status_code != 404):
+            return mine
+        headers[ASKED] = self._name
+        asked = await asyncio.gather(*(_ask(c, *request) for c in self._others.values()))
+        theirs = [a for a in asked if a is not None]
+        if is_metrics:
+            if not mine.is_success:
+                return mine
+            return _text(merged([mine.text, *(a.text for a in theirs if a.is_success)]))
+        return next((a for a in theirs if a.status_code != 404), mine)
+
+
+def _client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=TIMEOUT_S)
+
+
+async def _ask(
+    client: httpx.AsyncClient, method: str, path: str, headers: dict[str, str], body: bytes
+) -> httpx.Response | None:
+    """None from a gateway that does not answer: it is just going."""
+    try:
+        return await client.request(method, path, headers=headers, content=body)
+    except httpx.HTTPError:
+        return None
+
+
+def _text(text: str) -> httpx.Response:
+    return httpx.Response(200, text=text)
+
+
+def labelled(text: str, gateway: str) -> str:
+    """Every sample of Prometheus' text with one more label."""
+    out = []
+    for line in text.splitlines():
+        if line.startswith("#") or not line:
+            out.append(line)
+            continue
+        name, brace, rest = line.partition("{")
+        if brace:
+            out.append(f'{name}{{gateway="{gateway}",{rest}')
+        else:
+            name, _, value = line.partition(" ")
+            out.append(f'{name}{{gateway="{gateway}"}} {value}')
+    return "\n".join(out) + "\n"
+
+
+def merged(texts: Iterable[str]) -> str:
+    """Several texts as one: the samples of a metric stay together below its type."""
+    metrics: dict[str, list[str]] = {}
+    for text in texts:
+        kind = ""
+        for line in text.splitlines():
+            if line.startswith("# TYPE "):
+                kind = line
+                metrics.setdefault(kind, [])
+            elif line:
+                metrics.setdefault(kind, []).append(line)
+    out = []
+    for kind, lines in metrics.items():
+        out += [kind, *lines] if kind else lines
+    return "\n".join(out) + "\n"

@@ -1,0 +1,103 @@
+"""Two gateways on private sockets that answer for each other where a page concerns both."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from gateway_kit import Served, gateway_of, tensors
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+from sundog.serving.siblings import Siblings, labelled, merged
+
+TEXT = '# TYPE a counter\na{service="x"} 1\n# TYPE b gauge\nb 2\n'
+
+
+@dataclass
+class Replica:
+    metadata: dict
+
+
+class Same:
+    def predict(self, inputs):
+        return {"y": inputs["x"]}
+
+
+def pages(known, text=TEXT):
+    async def feedback(request):
+        word = (await request.body()).decode()
+        return JSONResponse({"word": word}, 200 if word in known else 404)
+
+    async def metrics(request):
+        return PlainTextResponse(text)
+
+    routes = [Route("/feedback", feedback, methods=["POST"]), Route("/metrics", metrics)]
+    return Starlette(routes=[*routes, Route("/else", metrics)])
+
+
+def ask(app, method, path, **more):
+    async def one():
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://x"
+        ) as client:
+            return await client.request(method, path, **more)
+
+    return asyncio.run(one())
+
+
+@pytest.fixture
+def other():
+    """The socket of a whole gateway: it remembers nothing, and counts."""
+    import tempfile
+
+    signature = {
+        "inputs": tensors(("x", "FP32", (-1,))),
+        "outputs": tensors(("y", "FP32", (-1,))),
+    }
+    with tempfile.TemporaryDirectory(prefix="sib-", dir="/tmp") as folder:
+        path = Path(folder) / "s"
+        with gateway_of({"same": Served(Same(), signature)}, path):
+            yield str(path)
+
+
+def test_metrics_are_those_of_all_and_a_metric_stays_together(other):
+    app = Siblings(pages(()), "one", "/nowhere")
+    app.on_gateways([Replica({"sundog_gateway": other}), Replica({"sundog_gateway": "/gone"})])
+    text = ask(app, "GET", "/metrics").text
+    assert 'a{gateway="one",service="x"} 1' in text
+    assert 'b{gateway="one"} 2' in text
+    assert 'sundog_gateway_replicas{service="same",version="1"} 1' in text
+    assert ask(app, "GET", "/metrics", headers={"x-sundog-asked-by": "b"}).text == labelled(
+        TEXT, "one"
+    )
+
+
+def test_what_one_does_not_know_another_may(other):
+    app = Siblings(pages(("mine",)), "one", other)
+    assert ask(app, "POST", "/feedback", content="mine").status_code == 200
+    assert ask(app, "POST", "/feedback", content="theirs").status_code == 404
+    knows = Siblings(pages(("theirs",)), "two", "")
+    app._others = {
+        "x": httpx.AsyncClient(transport=httpx.ASGITransport(knows), base_url="http://x")
+    }
+    assert ask(app, "POST", "/feedback", content="theirs").json() == {"word": "theirs"}
+    app._others = {"x": httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")}
+    assert ask(app, "POST", "/feedback", content="nobody's").status_code == 404, "no round dance"
+
+
+def test_itself_and_the_gone_are_not_asked(other):
+    app = Siblings(pages(()), "one", other)
+    app.on_gateways([Replica({"sundog_gateway": p}) for p in (other, "/gone", "")])
+    assert app._others == {}
+    assert ask(app, "GET", "/else").text == TEXT
+
+
+def test_merging():
+    text = merged([labelled(TEXT, "one"), labelled(TEXT, "two")])
+    assert text.splitlines() == [
+        "# TYPE a counter", 'a{gateway="one",service="x"} 1', 'a{gateway="two",service="x"} 1',
+        "# TYPE b gauge", 'b{gateway="one"} 2', 'b{gateway="two"} 2',
+    ]  # fmt: skip
