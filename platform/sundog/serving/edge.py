@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 from dataclasses import replace
@@ -62,8 +63,10 @@ class Front:
 
     def close(self) -> None:
         """Stop HAProxy, unless a successor has taken over."""
-        if (self.plan.folder / "owner").read_text() == self._owner:
+        owner = self.plan.folder / "owner"
+        if owner.exists() and owner.read_text() == self._owner:
             self.proxy.stop()
+            shutil.rmtree(self.plan.folder, ignore_errors=True)
 
 
 def make_private(folder: Path) -> None:

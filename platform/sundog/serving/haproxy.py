@@ -5,6 +5,7 @@ Ray ships the binary. Says nothing of what is configured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,7 +22,10 @@ _RELOAD_S = 10.0
 _STOP_S = 10.0
 # Ends the process when Ray's on this node is gone: whoever started it may have been killed before.
 # A zombie has no `exe`.
-_WATCHDOG = 'while [ -e "/proc/$0/exe" ] && [ -e "/proc/$1/exe" ]; do sleep 0.5; done; kill "$1"'
+_WATCHDOG = """
+while [ -e "/proc/$0/exe" ] && [ -e "/proc/$1/exe" ]; do sleep 0.5; done
+[ -e "/proc/$0/exe" ] || { kill "$1"; rm -rf "$2"; }
+"""
 
 
 class Haproxy:
@@ -96,7 +100,8 @@ class Haproxy:
         self._child, self._process = child, psutil.Process(child.pid)
         self._pid_file.write_text(str(child.pid))
         self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, str(self._keeper_pid), str(child.pid)],
+            ["/bin/sh", "-c", _WATCHDOG, str(self._keeper_pid), str(child.pid),
+             str(self.folder)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
@@ -139,13 +144,13 @@ class Haproxy:
         if process is None:
             return
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL):
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-                process.wait(_STOP_S)
-                break
-            except psutil.TimeoutExpired:
-                continue
-            except psutil.NoSuchProcess:
+            # One that was adopted is not our child, and whoever should reap it may not.
+            end_s = WALL.monotonic_s() + _STOP_S
+            while self.is_alive() and WALL.monotonic_s() < end_s:
+                WALL.sleep(0.05)
+            if not self.is_alive():
                 break
         if self._child is not None:
             self._child.wait(_STOP_S)

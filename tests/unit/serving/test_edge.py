@@ -199,6 +199,7 @@ def test_a_successor_goes_on_with_the_same_process_and_its_predecessor_lets_it(w
     wait_for(lambda: names(port, "/predict/other") == {"a"})
     successor.close()
     assert not successor.proxy.is_alive()
+    assert not front.plan.folder.exists()
 
 
 def test_it_ends_with_its_keeper(world):
@@ -209,6 +210,7 @@ def test_it_ends_with_its_keeper(world):
     keeper.kill()
     keeper.wait()
     wait_for(lambda: not other.proxy.is_alive())
+    wait_for(lambda: not other.plan.folder.exists())
 
 
 def test_a_taken_port_is_named(world):
