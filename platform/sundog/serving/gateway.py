@@ -292,6 +292,7 @@ async def control_snapshots(
 
 
 REPORT_S = 0.5
+LOW_S = 0.02
 
 
 async def report_forever(routes: Routes, observer: Observer, limiter: Limiter) -> None:
@@ -305,6 +306,7 @@ async def report_forever(routes: Routes, observer: Observer, limiter: Limiter) -
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(low.wait(), REPORT_S)
+            await asyncio.sleep(LOW_S)  # one question for all that run low
         low.clear()
         counts = observer.take()
         try:
