@@ -281,11 +281,11 @@ def test_halving_goes_on_after_a_kill_with_what_was_paused(local_ray, folder, ro
         return any(t.state == "paused" for t in sweep_book.read(run).trials.values())
 
     deadline = time.monotonic() + 120
-    while not paused() and time.monotonic() < deadline:
+    while not paused() and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
-    finish(driver)
-    assert paused()
+    _, text = finish(driver)
+    assert paused(), text
     code, text = sweep(local_ray, folder, spec, "halved-1")
     assert code == 0, text
     trials = sweep_book.read(run).trials.values()
