@@ -40,11 +40,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sundog.clock import WALL
 from sundog.rayapi import train_nodes, train_slot
+from sundog.rayapi.train_lasting import Carried, new_sync_actor
 from sundog.rayapi.train_pool import Pool, Standby, gather_parked
 
 _PATIENCE_S = 20.0  # how long a worker may take to come to a step boundary
-_TORN_S = 1.0  # how long others may be silent after one said that it lost them
+_TORN_S = 0.5  # how long others may be silent after one said that it lost them
 _LAST_SAVE_S = 3.0  # before a deadline at which too few would be left to go on
+_LONGEST_WARMING_S = 300.0  # a busy machine may take a minute to import torch
+_LONGEST_PAUSE_S = 60.0  # between two tries to warm a standby
 _CONTROLLER_ENV = {
     # On the controller only: in the workers' environment they would cost a process start each.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -78,6 +81,8 @@ class Resizer(Protocol):
 
     def with_warm(self, working: int, warm: int) -> int: ...
 
+    def standby_failed(self, why: str, pause_s: float) -> None: ...
+
     def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None: ...
 
     def regrouped(self, stamps: dict[str, Any]) -> None: ...
@@ -98,6 +103,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
     pool: Pool
     stamps: dict[str, Any]
     private: dict[str, str]
+    leave_flag: int
     placement: Any = None  # a placement group that somebody reserved for the workers
 
     def _start_impl(self, builder: Any) -> None:
@@ -105,12 +111,10 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
         with invoke_context_managers([c.on_worker_group_start for c in self._callbacks]):
             for callback in self._callbacks:
                 callback.before_worker_group_start(context)
-            builder.with_placement_group_handle(_NoPlacementGroup())
-            sync_actor = _sync_actor()
-            builder.with_sync_actor(sync_actor)
+            # One for all groups: its process would start beside those that the run waits for.
+            sync_actor = self.pool.sync_actor = self.pool.sync_actor or new_sync_actor()
             workers = self._gather(context.num_workers, context.resources_per_worker)
             self.stamps["gathered_s"] = WALL.now_s()
-            builder.with_workers(workers)
             self._replica_groups = [
                 ReplicaGroup([w], context.resources_per_worker, self._replica_group_callbacks)
                 for w in workers
@@ -122,22 +126,38 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
                 begin = train_slot.begin
                 ray.get([w.actor.execute.remote(begin, token, self.private) for w in workers])
                 self._init_train_context(workers, sync_actor)
-            except RayError as error:  # one died meanwhile: the others are still good
-                self.pool.parked += workers
-                raise WorkerGroupStartupFailedError(str(error)) from error
-            self._worker_group_state = builder.build()
+            except RayError as error:
+                raise self._one_died(workers, error) from error
+            # Not before: what a builder holds when a start fails, Train kills.
+            builder.with_placement_group_handle(_NoPlacementGroup())
+            self._worker_group_state = (
+                builder.with_sync_actor(sync_actor).with_workers(workers).build()
+            )
+            builder.workers = builder.sync_actor = None
             for callback in self._callbacks:
                 callback.after_worker_group_start(self)
-        ray.get([w.actor.run_train_fn.remote(context.train_fn_ref) for w in workers])
+        try:
+            ray.get([w.actor.run_train_fn.remote(context.train_fn_ref) for w in workers])
+        except RayError as error:
+            self.park(self.leave_flag)
+            raise WorkerGroupStartupFailedError(str(error)) from error
         for callback in self._callbacks:
             callback.after_worker_group_training_start(self)
 
     def _gather(self, count: int, resources: dict[str, float]) -> list[Worker]:
         workers, actors = self.pool.take(count, train_nodes.leaving())
         actors += [self.new_actor(resources) for _ in range(count - len(workers) - len(actors))]
-        metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+        try:
+            metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+        except RayError as error:
+            raise self._one_died(workers, error) from error
         workers += [Worker(a, m, resources) for a, m in zip(actors, metadata, strict=True)]
         return list(WorkerGroup._assign_worker_ranks(workers))
+
+    def _one_died(self, workers: list[Worker], error: RayError) -> WorkerGroupStartupFailedError:
+        """Meanwhile; the others are still good."""
+        self.pool.parked += workers
+        return WorkerGroupStartupFailedError(str(error))
 
     def new_actor(self, resources: dict[str, float]) -> Any:
         env = dict(self._train_run_context.run_config.worker_runtime_env or {})
@@ -156,14 +176,8 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
         for worker in workers:
             worker.actor.execute.remote(train_slot.ask, flag)
         self.pool.parked += gather_parked(workers, _PATIENCE_S)
-        ray.kill(self._worker_group_state.sync_actor)
+        self._worker_group_state.sync_actor.reset.remote()  # nobody waits for those that are gone
         self._clear_state()
-
-
-def _sync_actor() -> Any:
-    from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
-
-    return SynchronizationActor.options(num_cpus=0).remote(timeout_s=None, warn_interval_s=60.0)
 
 
 class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
@@ -181,6 +195,7 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         self._last_save: set[str] = set()
         self._torn_since_s: float | None = None
         self._can_grow: bool | None = None
+        self._failed_in_a_row, self._next_try_s = 0, float("-inf")
 
     def after_controller_start(self, train_run_context: Any) -> None:
         return None
@@ -215,7 +230,10 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         self._warm_up(len(workers) - len(going), leaving)
         warm = len(self.pool.warm(leaving))
         count = self.resizer.with_warm(len(workers), warm) if warm and not going else 0
-        return self._resize(count, "grow") if count > len(workers) else NoopDecision()
+        if count <= len(workers) or self.pool.lost_standbys():  # else all would stop for nobody
+            return NoopDecision()
+        self._failed_in_a_row = 0
+        return self._resize(count, "grow")
 
     def _torn(self, status: Any) -> bool:
         """Whether a worker lost its peers while these say nothing: their node is gone, and Ray
@@ -254,13 +272,25 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
 
     def _warm_up(self, staying: int, leaving: dict[str, float]) -> None:
         """Start what is missing, in the background; a place under notice is a place to fill."""
+        self._note_failures()
         missing = self.resizer.high - staying - len(self.pool.standby)
-        if missing <= 0 or self.start_standby is None:
+        if missing <= 0 or self.start_standby is None or WALL.monotonic_s() < self._next_try_s:
             return
         for _ in range(min(missing, self._places(leaving))):
             actor = self.start_standby()
             ref = actor.execute.remote(train_slot.warm, self.resizer.prepare, self.private)
             self.pool.standby.append(Standby(actor, ref))
+
+    def _note_failures(self) -> None:
+        """A standby that could not get ready is said, and tried again less and less often."""
+        if self._can_grow is False:  # else it may wait for a node as long as that takes
+            self.pool.give_up(_LONGEST_WARMING_S)
+        failures, self.pool.failures = self.pool.failures, []
+        for why in failures:
+            pause_s = min(_LONGEST_PAUSE_S, 2.0**self._failed_in_a_row)
+            self._failed_in_a_row += 1
+            self._next_try_s = WALL.monotonic_s() + pause_s
+            self.resizer.standby_failed(why, pause_s)
 
     def _places(self, leaving: dict[str, float]) -> int:
         if self._can_grow is None:
@@ -289,6 +319,7 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         leaving = train_nodes.leaving()
         self.stamps["parked_s"] = WALL.now_s()
         here = [w for w in self.pool.survivors() if w.metadata.node_id not in leaving]
+        self.pool.lost_standbys()
         ready = len(here) + len(self.pool.warm(leaving))
         if ready < asked_for and self.pool.parked:
             return self.resizer.after_loss(max(ready, len(here)) or len(self.pool.parked))
@@ -315,6 +346,7 @@ class ElasticController(TrainController):  # type: ignore[misc]
             {"pool": policy.pool, "placement": policy.placement},
         )
         super().__init__(**arguments)
+        self._train_fn_ref: Any = Carried(self._train_fn_ref.get())
 
     def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
         self._park()  # so that the decision counts who is left
@@ -326,6 +358,7 @@ class ElasticController(TrainController):  # type: ignore[misc]
         count = policy.settled(decision.num_workers)
         self.worker_group_cls.stamps = policy.stamps
         self.worker_group_cls.private = policy.private
+        self.worker_group_cls.leave_flag = policy.resizer.flags["yield"]
         self._start_worker_group(count, decision.resources_per_worker)
         group: Any = self._worker_group
         policy.start_standby = lambda: group.new_actor(decision.resources_per_worker)
