@@ -203,7 +203,7 @@ class LocalRay:
             "`sundog doctor` looks at memory, ports and the temp dir",
         )
 
-    def _write_config(self, config: dict[str, str]) -> None:
+    def _write_config(self, config: dict[str, str | int]) -> None:
         # In a process of its own: Ray reads the token once a process, and this one may know
         # another cluster's.
         answer = subprocess.run(
