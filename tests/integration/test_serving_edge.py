@@ -26,7 +26,7 @@ from serving_kit import (
 
 from sundog.rayapi.local import LocalRay
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 ROWS = [[1.0] * WIDTH]
 
 

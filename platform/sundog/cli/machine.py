@@ -118,7 +118,13 @@ def up(
     ] = None,
     gateways: Annotated[
         int,
-        typer.Option("--gateways", min=1, max=32, help="So many behind one edge (HAProxy)."),
+        typer.Option(
+            "--gateways",
+            envvar="SUNDOG_GATEWAYS",
+            min=1,
+            max=32,
+            help="So many behind one edge (HAProxy).",
+        ),
     ] = 1,
     cpus: Annotated[int | None, typer.Option("--cpus", help="CPUs for Ray; else all.")] = None,
     with_demo: Annotated[
