@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sundog.errors import SundogError
+from sundog.errors import SpecError, SundogError
 
 if TYPE_CHECKING:
     from sundog.storage.datasets import Dataset
@@ -35,6 +35,12 @@ def sweep(argv: Argv = None) -> None:
 def batch(argv: Argv = None) -> None:
     """`jobs/batch.py SPEC [--run-id ID] [--root URL]`: a model over a Parquet data set."""
     _exit(_batch, argv)
+
+
+def guard(argv: Argv = None) -> None:
+    """`jobs/guard.py [--cpus N] [--gpus N] [--restarts N] [--grace 60s] -- COMMAND …`: any script,
+    started again elsewhere when its node leaves or is lost."""
+    _exit(_guard, argv)
 
 
 def ingest(argv: Argv = None) -> None:
@@ -125,6 +131,33 @@ def _ingest(argv: Argv) -> None:
     rows = sum(split.rows for split in dataset.splits.values())
     parts = ", ".join(f"{name} {split.rows:,}" for name, split in dataset.splits.items())
     print(f"{dataset.name}, {rows:,} rows → data {dataset.ref} ({parts})")
+
+
+def _guard(argv: Argv) -> None:
+    parser = argparse.ArgumentParser(
+        prog="guard", description="Run a training script that knows nothing of Sundog.",
+        epilog="example: ray job submit --working-dir . -- "
+        "python jobs/guard.py --gpus 1 -- python finetune.py --resume_from_checkpoint",
+    )  # fmt: skip
+    parser.add_argument("--cpus", type=float, default=1)
+    parser.add_argument("--gpus", type=float, default=0)
+    parser.add_argument("--restarts", type=int, default=3, help="after failures; notices are free")
+    parser.add_argument("--grace", default="60s", help="between SIGTERM and SIGKILL at a notice")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
+    arguments = parser.parse_args(argv)
+    from sundog.runs import place
+    from sundog.runs.guard import Guard, Guarded
+    from sundog.spec.quantity import parse_duration_s
+
+    try:
+        grace_s = parse_duration_s(arguments.grace)
+    except ValueError as error:
+        raise SpecError(f"--grace: {error}") from None
+    place.connect()
+    resources = {"CPU": arguments.cpus, "GPU": arguments.gpus}
+    place.check_fit(1, resources)
+    what = Guarded(tuple(arguments.command), resources, arguments.restarts, grace_s)
+    Guard(what, say=lambda line: print(line, flush=True)).run()
 
 
 def _builtin() -> dict[str, Callable[[Root], Dataset]]:
