@@ -65,6 +65,7 @@ bench: setup
 	$(call QUICK,serving_scale,--trace $(DATA)/azure-llm-2023-code.csv --trace $(DATA)/autothrottle-bursty.txt --trace $(DATA)/autothrottle-noisy.txt)
 	$(call QUICK,rollout)
 	$(call QUICK,exactness)
+	$(call QUICK,recovery)
 	$(call QUICK,gateway)
 	$(call QUICK,serve_reaction)
 	@if [ -f $(LCBENCH)/model.onnx ]; then \

@@ -111,15 +111,15 @@ class Field:
         driver = (self.work / f"{self.run.run_id}.log").read_text()
         return f"{driver[-2000:]}\n{''.join(self.run.logs())[-4000:]}"
 
-    def steady(self) -> None:
-        """Two workers, some steps further than now."""
+    def steady(self, more: int) -> None:
+        """Two workers, so many steps further than now."""
         since = self.record().get("step") or 0
-        self.until(
-            "steady training",
-            lambda: (
-                self.record().get("workers") == 2 and (self.record().get("step") or 0) > since + 100
-            ),
-        )
+
+        def there() -> bool:
+            record = self.record()
+            return record.get("workers") == 2 and (record.get("step") or 0) > since + more
+
+        self.until("steady training", there)
 
 
 def workers(of: Any = None) -> list[psutil.Process]:
@@ -218,14 +218,13 @@ def measure(kinds: list[str], repeat: int, stock: bool) -> dict[str, Any]:
         (work / "run.yaml").write_text(yaml.safe_dump(spec))
         field = Field(work, stock)
         try:
+            field.start("stock" if stock else "sundog")
             for kind in kinds:
-                field.start(f"{'stock' if stock else 'sundog'}-{kind}")
                 found = []
                 for _ in range(repeat):
-                    field.steady()
+                    field.steady(50)
                     found.append(strike(field, kind))
                     print(kind, json.dumps(found[-1]), flush=True)
-                field.stop()
                 result[kind] = summary(found)
         finally:
             field.stop()
