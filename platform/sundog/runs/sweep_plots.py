@@ -16,6 +16,7 @@ from sundog.runs.sweep_conduct import objectives
 from sundog.runs.sweep_table import front
 from sundog.spec.sweep import Choice, Log, SweepSpec
 
+_ABSENT = -0.12  # where a trial without a parameter passes its axis
 _STATES = {"finished": "#1b6ca8", "stopped": "#b8b8b8", "failed": "#c0392b"}
 
 
@@ -78,10 +79,12 @@ def _parallel(figure: Any, spec: SweepSpec, trials: Sequence[Trial]) -> None:
     for trial in sorted(trials, key=lambda t: (t.value or 0.0) * (1 if spec.mode == "max" else -1)):
         row = [*(trial.params.get(n) for n in spec.space), trial.value]
         heights = [
-            math.nan if v is None else place(v) for v, (place, _) in zip(row, scales, strict=True)
+            _ABSENT if v is None else place(v) for v, (place, _) in zip(row, scales, strict=True)
         ]
         axis.plot(range(len(names)), heights, color=colours(norm(trial.value)), alpha=0.7, lw=1.4)
     for i, (_, ticks) in enumerate(scales):
+        if i < len(spec.space) and any(names[i] not in t.params for t in trials):
+            ticks = [*ticks, (_ABSENT, "without")]
         axis.axvline(i, color="0.75", lw=0.8, zorder=0)
         for height, label in ticks:
             axis.text(
@@ -140,9 +143,13 @@ def _spend(figure: Any, spec: SweepSpec, journal: Sequence[dict[str, Any]]) -> s
     axis = figure.subplots()
     axis.plot(spent, values, "o", ms=3.5, color="0.6", label="a report")
     axis.step(spent, so_far, where="post", color="#1b6ca8", lw=2, label="best so far")
+    unit = "dollars" if dollars else "node-hours (these nodes have no price)"
     if spec.max_usd is not None and dollars:
-        axis.axvline(spec.max_usd, color="#c0392b", ls="--", lw=1, label="budget")
-    axis.set_xlabel("dollars" if dollars else "node-hours (these nodes have no price)")
+        if spec.max_usd < 2 * spent[-1]:
+            axis.axvline(spec.max_usd, color="#c0392b", ls="--", lw=1, label="budget")
+        else:  # it would press everything else against the left
+            unit += f" (the budget is ${spec.max_usd:g})"
+    axis.set_xlabel(unit)
     axis.set_ylabel(spec.metric)
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
