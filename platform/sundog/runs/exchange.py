@@ -146,7 +146,7 @@ class Group:
         words = torch.tensor(list(header), dtype=torch.int64).view(torch.float32)
         buffers.sent[-words.numel() :].copy_(words)
         rows = buffers.rows
-        dist.all_gather_into_tensor(rows.view(-1), buffers.sent, group=self._group)
+        dist.all_gather_single(rows.view(-1), buffers.sent, group=self._group)
         known = {
             node: rows[rank, i * size : (i + 1) * size]
             for rank in range(self.world)
