@@ -10,7 +10,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from this_machine import machine
 
 REPORTS = 3
 HERE = Path(__file__).resolve().parent.parent
@@ -117,7 +117,9 @@ def main() -> None:
     os.chdir(HERE)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": os.pathsep.join(
+            [str(HERE), str(HERE / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+        ),
     }  # fmt: skip
     import ray
 
@@ -138,7 +140,7 @@ def main() -> None:
     result = {
         "benchmark": "sweep_overhead", "trials": trials, "rounds": rounds, "rows": rows,
         "ratio": statistics.median(ratios), "ratios": ratios,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
     }  # fmt: skip
     for name, found in rows.items():
         middle = {k: statistics.median(r[k] for r in found) for k in found[0]}

