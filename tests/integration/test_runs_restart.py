@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from test_runs_nodes import RECIPE
 
 from sundog.rayapi.local import LocalRay
 from sundog.runs.verify import verify
@@ -21,27 +22,6 @@ from sundog.storage.runs import RunFolder
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 REPO = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-RECIPE = """
-import time
-import numpy as np, torch
-from sundog import Columns, Recipe
-
-class Slow(Recipe):
-    def model(self):
-        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
-    def dataset(self, split):
-        if split != "train":
-            raise KeyError(split)
-        x = torch.tensor(np.random.default_rng(1).normal(size=(500, 4)), dtype=torch.float32)
-        return Columns(input=x, y=x.sum(1, keepdim=True))
-    def loss(self, model, batch, rng):
-        time.sleep(0.005)
-        return torch.nn.functional.mse_loss(model(batch["input"]), batch["y"])
-    def optimizer(self, params):
-        return torch.optim.AdamW(params, lr=1e-2)
-    def example_inputs(self):
-        return {"input": torch.zeros(2, 4)}
-"""
 
 
 @pytest.fixture
