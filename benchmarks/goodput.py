@@ -5,6 +5,9 @@ number of nodes; a node-second is available from the node's add to its removal. 
 without a notice unless the policy says so, and nobody knows the future.
 
     python benchmarks/goodput.py --events ../shared/traces/preemptions/bamboo-p3.csv --json out.json
+
+With --real the same events, thinned to a few nodes and compressed in time, also happen to real worker
+processes (gloo, CPU), and the simulator gets the stage costs that this machine was measured to have.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from this_machine import machine
 
@@ -246,6 +250,49 @@ def measure(path: Path, most: int, policies: Sequence[Policy]) -> dict[str, obje
     return {"policies": out, "removals": sum(len(c.removed) for c in changes), "end_s": end_s}
 
 
+def compare(
+    path: Path, most: int, changes: int, seconds: float, notice: bool, rounds: int
+) -> dict[str, Any]:
+    """The same thinned, compressed events for real and in the simulator, with measured costs."""
+    from goodput_real import calibrate, replay_really, thinned
+
+    alive: set[str] = set()
+    counts = []
+    for change in read_events(path):
+        alive = (alive | set(change.added)) - set(change.removed)
+        counts.append((change.at_s, len(alive)))
+    events = thinned(counts, most, changes, seconds)
+    costs = calibrate(most, notice, rounds)
+    policy = replace(SUNDOG, name="measured", notice=notice, **costs)
+    replay = Replay(policy, most)
+    names: list[str] = []
+    plan = []
+    for number, event in enumerate(events):
+        added = [f"{number}-{i}" for i in range(event.nodes - len(names))]
+        gone = names[event.nodes :]
+        names = [*names[: event.nodes], *added]
+        plan.append(Change(event.at_s, tuple(added), tuple(gone)))
+    simulated = replay.run(plan, seconds)
+    account, seen = replay_really(events, seconds, most, notice)
+    return {
+        "real": {"goodput": round(account.goodput, 4), "losses": _rounded(account)},
+        "simulated": {"goodput": round(simulated.goodput, 4), "losses": _rounded(simulated)},
+        "difference": round(_apart(account.goodput, simulated.goodput), 4),
+        "removal": "SIGTERM after a notice" if notice else "kill -9",
+        "events": [asdict(e) for e in events], "seconds": seconds,
+        "costs": {k: round(v, 4) for k, v in costs.items()}, "seen": seen,
+    }  # fmt: skip
+
+
+def _apart(one: float, other: float) -> float:
+    """The difference of two shares, relative to the larger one."""
+    return abs(one - other) / max(one, other, 1e-9)
+
+
+def _rounded(account: Account) -> dict[str, float]:
+    return {k: round(v, 4) for k, v in account.shares().items()}
+
+
 def _is_bamboo(path: Path) -> bool:
     return not path.read_text().lstrip().startswith("[")
 
@@ -259,6 +306,34 @@ def with_costs(path: Path | None) -> tuple[Policy, ...]:
     return (replace(SUNDOG, **known), *POLICIES[1:])
 
 
+def for_real(arguments: argparse.Namespace) -> dict[str, object]:
+    """Each file's events with real processes, killed and then told before, beside the simulator."""
+    paths, notices = arguments.events, (False, True)
+    seconds, changes = arguments.seconds, arguments.changes
+    if arguments.quick:
+        paths, notices, seconds, changes = paths[:1], (False,), 25.0, 4
+    out: dict[str, object] = {}
+    for path in paths:
+        for notice in notices:
+            rounds = 1 if arguments.quick else 3
+            found = compare(path, arguments.workers, changes, seconds, notice, rounds)
+            out[f"{path.name}, {found['removal']}"] = found
+            print(f"{path.name} for real, {found['removal']}, {len(found['events'])} events in "
+                  f"{seconds:.0f} s on {arguments.workers} processes")  # fmt: skip
+            for kind in ("real", "simulated"):
+                losses = " · ".join(
+                    f"{k} {100 * v:.1f}" for k, v in found[kind]["losses"].items() if v > 5e-4
+                )
+                print(f"  {kind:<10} {100 * found[kind]['goodput']:5.1f}%   {losses}")
+            costs = " · ".join(f"{k[:-2]} {v:.2f}" for k, v in found["costs"].items())
+            print(f"  difference {100 * found['difference']:.1f}% · measured before, s: {costs}")
+            before, during = found["costs"]["startup_s"], found["seen"]["stages"]["startup_s"]
+            if _apart(before, during) > 0.25:
+                print(f"  not comparable: processes started in {during:.1f} s then, in {before:.1f} s "
+                      "before; the machine was not quiet")  # fmt: skip
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -266,9 +341,18 @@ def main() -> None:
     parser.add_argument("--events", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--nodes", type=int, default=32, help="most nodes that the run may have")
     parser.add_argument("--costs", type=Path, help="measured stage costs of ours, JSON")
-    parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="of --real: the first file, 25 s, kills only"
+    )
+    parser.add_argument("--real", action="store_true",
+                        help="also for real with 2 to 4 worker processes, beside the simulator")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=3, help="most processes of --real")
+    parser.add_argument("--seconds", type=float, default=150, help="of one --real replay")
+    parser.add_argument("--changes", type=int, default=14, help="most changes in it")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
+    if not 2 <= arguments.workers <= 4:
+        parser.error("--workers: 2 to 4 processes")
     policies = with_costs(arguments.costs)
     files = {}
     for path in arguments.events:
@@ -282,10 +366,11 @@ def main() -> None:
                 f"{k} {100 * v:.1f}" for k, v in result["losses"].items() if v > 5e-4
             )
             print(f"  {policy:<42} {100 * result['goodput']:5.1f}%   {losses}")
+    real = for_real(arguments) if arguments.real else {}
     if arguments.json:
         result = {
             "files": files, "machine": machine(), "nodes": arguments.nodes, "how": "simulation",
-            "costs": {p.name: asdict(p) for p in policies},
+            "costs": {p.name: asdict(p) for p in policies}, "real": real,
         }  # fmt: skip
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
