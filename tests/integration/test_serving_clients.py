@@ -236,7 +236,7 @@ def test_a_daily_quota_is_kept_by_control(gateway, local_ray):
             assert answer.status_code in (200, 429), answer.text
             if answer.status_code == 429:
                 assert int(answer.headers["retry-after"]) >= 1
-            return "of today" in answer.text
+            return "of today (UTC)" in answer.text
 
         wait_for("today's requests are used", used_up)
         assert good == 5
