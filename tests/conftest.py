@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_USAGE_STATS_ENABLED="0",
+        # Ray's own 15 starves workers on a machine that is busy with something else.
+        RAY_worker_niceness="0",
         # Ray on loopback only, as `sundog up` starts it.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     )

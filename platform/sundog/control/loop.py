@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import platform
 import threading
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from sundog.clock import WALL
 from sundog.control import webhook
@@ -24,9 +22,10 @@ from sundog.control.scaling import Scaler
 from sundog.control.services import ServicesController
 from sundog.control.signals import Signals
 from sundog.control.snapshots import Snapshots
-from sundog.errors import ClusterError, LeaseHeld, LeaseLost, StorageUnavailable, SundogError
+from sundog.errors import ClusterError, LeaseHeld, LeaseLost, StorageUnavailable
 from sundog.rayapi.kv import get_config
 from sundog.serving.gateway import default_address, default_gateways
+from sundog.storage.process import ProcessName
 from sundog.storage.root import open_root
 from sundog.store import Lease, Store, open_store
 
@@ -141,27 +140,17 @@ class Loop:
 
 
 def holder() -> str:
-    """Who holds the lease: this process, named so that its death can be seen on the same host."""
-    me = psutil.Process()
-    return f"{socket.gethostname()}:{_boot_id()}:{me.pid}:{me.create_time():.2f}"
+    """Who holds the lease: this process, named so that its death can be seen on the same machine."""
+    me = ProcessName.own()
+    if me is None:
+        return f"{platform.node()} {os.getpid()}"
+    return f"{me.host} {me.pid} {me.started} {me.pids} {me.boot}"
 
 
 def is_dead(other: str) -> bool:
-    """Whether that holder ran on this very host and its process is gone."""
+    """Whether that holder ran on this very machine and its process is gone."""
     try:
-        host, boot, pid, created = other.rsplit(":", 3)
-        if (host, boot) != (socket.gethostname(), _boot_id()):
-            return False
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
-    except psutil.NoSuchProcess:
-        return True
-    except (ValueError, psutil.Error, SundogError):
+        host, pid, started, pids, boot = other.split(" ")
+        return ProcessName(host, boot, pids, int(pid), int(started)).dead
+    except ValueError:  # of a system that does not tell, or an earlier Sundog's
         return False
-
-
-def _boot_id() -> str:
-    # Two containers share neither host name nor process ids; two boots share no processes.
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-    except OSError:
-        return "-"
