@@ -127,16 +127,20 @@ class Loop:
             self.step = -1
             if self.saver:
                 self.saver.meet(exchange.world)
-        plans = exchange.gather((self.step, vars(self.plan)))
-        if any(plan != vars(self.plan) for _, plan in plans):
+        plans = exchange.gather((self.step, self._evaluated, vars(self.plan)))
+        if any(plan != vars(self.plan) for *_, plan in plans):
             raise RunError(
                 "the workers read data sets of different lengths", "pin data: name@version"
             )
-        furthest = max(step for step, _ in plans)
+        steps = [step for step, *_ in plans]
+        furthest = max(steps)
         if furthest < 0:
             self._restore()
-        elif any(step != furthest for step, _ in plans):
-            self._copy_from([step for step, _ in plans].index(furthest))
+        elif any(step != furthest for step in steps):
+            self._copy_from(steps.index(furthest))
+        # All evaluate, or none does: who waits in an evaluation alone waits for ever.
+        known = [evaluated for step, evaluated, _ in plans if step == furthest]
+        self._evaluated = min(known) if furthest >= 0 else 0
         if self.spec.exact and self.step == 0 and exchange.rank == 0:
             self._check_repeatable()
         self.joined_s = self.clock.now_s()

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from toy import Toy, toy_spec
 
 from sundog.errors import FormatTooNew, RecipeError, RunError, StorageUnavailable
-from sundog.runs.exchange import Alone
+from sundog.runs.exchange import Alone, PeerLost
 from sundog.runs.interval import Cadence
 from sundog.runs.loop import HANDOVER, SAVE, STOP, Loop
 from sundog.runs.saver import Saver
@@ -88,6 +91,43 @@ def test_a_handover_saves_and_keeps_its_step(tmp_path):
     assert loop.run().state == "finished"
     assert first == curve  # the list goes on being filled
     assert torch.equal(parameters(loop), parameters(whole))
+
+
+class Seat(Alone):
+    """One of several loops of this process that meet in threads."""
+
+    def __init__(self, rank, barrier, table):
+        self.rank, self.world = rank, barrier.parties
+        self._barrier, self._table = barrier, table
+
+    def gather(self, value):
+        self._table[self.rank] = value
+        self._barrier.wait(30)
+        found = [self._table[rank] for rank in range(self.world)]
+        self._barrier.wait(30)
+        return found
+
+
+def test_a_newcomer_evaluates_where_the_survivor_does_and_nowhere_else():
+    """A peer was lost right after an evaluation: the newcomer must not wait for one alone."""
+
+    class Lost(Alone):
+        def sum(self, count, slots, header):
+            if survivor.step == survivor.evaluate_every:
+                raise PeerLost("in the step after the evaluation")
+            return super().sum(count, slots, header)
+
+    survivor, newcomer = Loop(toy_spec(), Toy()), Loop(toy_spec(), Toy())
+    survivor.join(Lost())
+    with pytest.raises(PeerLost):
+        survivor.run()
+    assert survivor._evaluated == survivor.step
+    barrier, table = threading.Barrier(2), {}
+    with ThreadPoolExecutor(2) as pool:
+        seats = (Seat(0, barrier, table), Seat(1, barrier, table))
+        list(pool.map(lambda loop, seat: loop.join(seat), (survivor, newcomer), seats))
+    assert survivor.step == newcomer.step == survivor.evaluate_every
+    assert survivor._evaluated == newcomer._evaluated == survivor.step
 
 
 @pytest.mark.parametrize(
