@@ -57,6 +57,7 @@ def root(local_ray, folder):
     return open_root(local_ray.endpoints.root)
 
 
+@pytest.mark.long
 def test_a_streamed_language_model_is_drilled_and_registered(local_ray, folder, root):
     spec = yaml.safe_load((REPO / "jobs/specs/gpt.yaml").read_text())
     spec |= {

@@ -125,6 +125,7 @@ def test_a_good_version_is_promoted_although_control_is_killed_and_nobody_notice
     assert "no rollout" in digits.cli("rollout", "abort", "canary-good", "--yes", code=1)
 
 
+@pytest.mark.slow
 def test_a_version_with_errors_comes_back_and_few_have_met_it(service):
     digits = service("canary-bad", CANARY)
     with digits.steady() as seen:

@@ -61,6 +61,7 @@ class Marked:
 """
 
 
+@pytest.mark.slow
 def test_a_batch_killed_and_submitted_again_goes_on(local_ray, folder, root):  # noqa: F811
     (folder / "marked.py").write_text(MARKED)
     (folder / "token").write_text("s3cret\n")

@@ -48,7 +48,7 @@ class Slow(Recipe):
 @pytest.mark.parametrize(
     "name",
     [
-        "notice",
+        pytest.param("notice", marks=pytest.mark.slow),
         pytest.param("raylet", marks=pytest.mark.slow),
         pytest.param("notice_to_all", marks=pytest.mark.long),
     ],

@@ -120,6 +120,7 @@ def test_a_run_trains_registers_and_is_not_done_twice(local_ray, folder, root):
     assert nothing_is_left(local_ray)
 
 
+@pytest.mark.long
 def test_the_readme_s_own_recipe_trains_in_a_folder_of_its_own(local_ray, root, tmp_path):
     for block in blocks((REPO / "README.md").read_text()):
         if block.file.startswith("mine/"):
@@ -177,6 +178,7 @@ def test_a_worker_that_dies_too_often_fails_the_run(local_ray, folder, root):
     assert nothing_is_left(local_ray)
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_says_so_and_goes_on_when_asked(local_ray, folder, root):
     # Long enough for the slowest machine to be told to stop in time; then only a little more.
     name = spec(folder, "stopped", steps=100_000, checkpoint={"every": 20, "keep": 2})

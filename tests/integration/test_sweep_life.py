@@ -137,6 +137,7 @@ def test_a_killed_sweep_goes_on_where_it_was(local_ray, folder, root):
     assert "finished already" in text
 
 
+@pytest.mark.slow
 def test_a_budget_ends_it_and_a_larger_one_goes_on(local_ray, folder, root):
     # A trial takes 3 s or more on a part of a node: at $360 an hour the money ends among them, and
     # well after the first report however busy the machine.
