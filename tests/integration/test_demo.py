@@ -65,7 +65,7 @@ def test_two_demos_at_once_end_well_and_leave_nothing(checkout):
     assert started_by(checkout) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_that_fails_is_named_and_the_demo_ends_non_zero(checkout):
     recipe = checkout / "jobs/recipes/digits.py"
     recipe.write_text(recipe.read_text().replace("def loss(", "def loss_of_somebody_else("))

@@ -63,7 +63,7 @@ def result(text: str) -> dict:
     return json.loads(line[line.index("RESULT ") + 7 :])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_goes_on_with_another_number_of_workers(local_ray, folder):
     example = "python jobs/examples/own_loop.py --every 40"
     code, text = job(local_ray, folder, f"{example} --name mine --workers 2 --steps 60")
@@ -136,7 +136,7 @@ def cluster_scenario(folder: Path) -> None:
     assert said[-1].startswith("done at")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_notice_moves_the_script_to_another_node(tmp_path):
     # Ray's switch that keeps it on loopback also forbids a second node.
     several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}

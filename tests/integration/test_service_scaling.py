@@ -13,7 +13,7 @@ from test_rollout_live import Service
 from sundog.control.profiles import kept
 from sundog.storage.root import open_root
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def replicas(service):
     return models["target_num_replicas"], len(models["replicas"])
 
 
+@pytest.mark.slow
 def test_replicas_come_with_the_load_and_nobody_fails_when_they_go(service):
     assert replicas(service)[0] == 1
     with service.steady(rate=30, clients=8) as seen:
@@ -43,6 +44,7 @@ def test_replicas_come_with_the_load_and_nobody_fails_when_they_go(service):
     assert not calm.failures
 
 
+@pytest.mark.long
 def test_a_drill_kills_a_replica_and_prints_what_callers_noticed(service):
     service.deploy({}, replicas=2, batch=1)
     wait_for("two replicas", lambda: service.row()["replicas"] == 2, 90)
@@ -55,6 +57,7 @@ def test_a_drill_kills_a_replica_and_prints_what_callers_noticed(service):
     assert "yes" in service.cli("drill", "service", "scaled", code=1), "it asks first"
 
 
+@pytest.mark.long
 def test_a_profile_finds_the_time_of_a_call_and_is_kept_beside_the_version(service, tmp_path):
     picture = tmp_path / "p.svg"
     found = json.loads(
@@ -92,6 +95,7 @@ def test_a_profile_finds_the_time_of_a_call_and_is_kept_beside_the_version(servi
     assert httpx.get(f"{service.gateway}/v2/models/scaled/ready", trust_env=False).is_success
 
 
+@pytest.mark.slow
 def test_an_idle_service_sleeps_and_the_first_request_is_held_until_it_is_awake(service):
     service.deploy({}, replicas="0..2", keep_warm="5s", hold="60s", deadline="90s")
     wait_for("it sleeps", lambda: replicas(service)[0] == 0, 120)

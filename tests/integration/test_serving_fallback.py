@@ -24,7 +24,7 @@ from serving_kit import (
 
 from sundog.rayapi.local import LocalRay
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

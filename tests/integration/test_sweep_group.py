@@ -85,7 +85,7 @@ def test_trials_of_two_workers_find_what_one_worker_finds(local_ray, folder, roo
     assert {"trial-000.0", "trial-000.1", "trial-001.0", "trial-001.1"} <= set(run.ranks())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_worker_costs_its_trial_no_step(local_ray, folder, root):  # noqa: F811
     elastic = {"workers": "1..2", "steps": 300, "evaluate": "50 steps"}
     driver = begin(local_ray, folder, spec(folder, "torn", elastic, trials=1))

@@ -202,20 +202,38 @@ def test_what_cannot_work_says_so(local_ray, folder, root, changes, says):
     assert "Traceback" not in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scheduler": {"asha": {"grace": 1, "eta": 2, "brackets": 2}}},
-        {"scheduler": "halving"},
-        {"scheduler": {"hyperband": {"eta": 2}}},
-        {"scheduler": {"median": {"grace": 1, "least": 1}}},
-        {"searcher": {"optuna": {"startup": 2, "multivariate": True}}, "also": {"size": "min"}},
-        {"searcher": {"optuna": {"startup": 2, "sampler": "gp"}}, "scheduler": "asha"},
-        {"repeats": 2, "trials": 3},
-        {"searcher": "grid", "space": {"x": {"choice": [0.1, 0.5, 0.9]}}},
+        pytest.param(
+            {"scheduler": {"asha": {"grace": 1, "eta": 2, "brackets": 2}}},
+            id="asha",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"scheduler": "halving"}, id="halving", marks=pytest.mark.slow),
+        pytest.param(
+            {"scheduler": {"hyperband": {"eta": 2}}}, id="hyperband", marks=pytest.mark.long
+        ),
+        pytest.param(
+            {"scheduler": {"median": {"grace": 1, "least": 1}}}, id="median", marks=pytest.mark.long
+        ),
+        pytest.param(
+            {"searcher": {"optuna": {"startup": 2, "multivariate": True}}, "also": {"size": "min"}},
+            id="front",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"searcher": {"optuna": {"startup": 2, "sampler": "gp"}}, "scheduler": "asha"},
+            id="gp",
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"repeats": 2, "trials": 3}, id="repeats", marks=pytest.mark.long),
+        pytest.param(
+            {"searcher": "grid", "space": {"x": {"choice": [0.1, 0.5, 0.9]}}},
+            id="grid",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["asha", "halving", "hyperband", "median", "front", "gp", "repeats", "grid"],
 )
 def test_every_choice_runs_to_its_end(local_ray, folder, root, changes, request):
     name = request.node.callspec.id
@@ -296,7 +314,7 @@ def test_halving_goes_on_after_a_kill_with_what_was_paused(local_ray, folder, ro
     assert best.state == "finished"  # curves here never cross: the best x is the best trial
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_earlier_sweep_warms_a_model(local_ray, folder, root):
     first = write(folder, "first", trials=5)
     assert sweep(local_ray, folder, first, "first-1")[0] == 0
