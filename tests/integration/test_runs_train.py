@@ -139,7 +139,7 @@ def test_the_readme_s_own_recipe_trains_in_a_folder_of_its_own(local_ray, root, 
 
 
 @pytest.mark.parametrize(
-    "stock", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["elastic", "stock"]
+    "stock", [False, pytest.param(True, marks=pytest.mark.long)], ids=["elastic", "stock"]
 )
 def test_a_killed_worker_costs_no_sample(local_ray, folder, root, stock):
     run_id = f"killed-{'stock' if stock else 'elastic'}"
