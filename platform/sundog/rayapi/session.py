@@ -8,6 +8,14 @@ from __future__ import annotations
 import ray
 
 
+def folder() -> str | None:
+    """The session's own folder on this node, which goes when the session does; None outside Ray."""
+    try:
+        return str(ray._private.worker._global_node.get_session_dir_path())
+    except AttributeError:
+        return None
+
+
 def logs_dir() -> str | None:
     """The folder of Ray's own logs on this node; None outside Ray."""
     try:

@@ -54,6 +54,7 @@ class Answers:
         os.environ.update(work.environment)
         if work.directory and work.directory not in sys.path:
             sys.path.insert(0, work.directory)
+        from sundog.rayapi import session
         from sundog.runs.worker import WorkerLog
         from sundog.storage.programs import load_model
 
@@ -63,7 +64,7 @@ class Answers:
         with self._log:
             self._model = load_model(
                 work.folder.root, work.version, allow_code=work.spec.allow_code,
-                device="cuda" if work.spec.resources.gpus else "cpu",
+                device="cuda" if work.spec.resources.gpus else "cpu", scratch=session.folder(),
             )  # fmt: skip
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

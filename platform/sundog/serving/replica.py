@@ -44,7 +44,10 @@ class Model:
             root = open_root(place["root"])
             version = Registry(root).get(f"{place['name']}@{place['version']}")
             self._device = choose_device(session.gpus(), torch.cuda.is_available())
-            model = load_model(root, version, allow_code=place["allow_code"], device=self._device)
+            model = load_model(
+                root, version, allow_code=place["allow_code"], device=self._device,
+                scratch=session.folder(),
+            )  # fmt: skip
         except SundogError as error:
             raise ServiceError(
                 f"{place['name']}@{place['version']} does not load: {error}"

@@ -135,18 +135,20 @@ def load_model(
     *,
     allow_code: bool = False,
     device: str = "cpu",
+    scratch: str | None = None,
 ) -> Model:
     """Fetch a version, check every hash, and load it. Corrupt, Unsafe, NotFound.
 
     `allow_code` admits python models, which run their own source; their files lie in a private
-    folder that lives as long as the model.
+    folder below `scratch` (or the system's) that lives as long as the model. A process that is killed
+    leaves it, so `scratch` should be a place that is cleared.
     """
     if version.kind == "python" and not allow_code:
         raise Unsafe(
             f"{version.ref} is a python model: loading it runs its code",
             fix="say `allow_code: true` in the service if you trust who registered it",
         )
-    folder = Path(tempfile.mkdtemp(prefix="sundog-model-"))
+    folder = Path(tempfile.mkdtemp(prefix="sundog-model-", dir=scratch))
     try:
         _fetch(root, version, folder)
         if version.kind == "python":

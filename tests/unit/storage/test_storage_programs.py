@@ -235,6 +235,17 @@ def test_a_python_model_runs_only_where_code_is_allowed(registry, tmp_path):
     assert model.predict({"x": np.array([2.0])})["y"] == [6.0]
 
 
+def test_a_python_model_s_files_lie_where_they_are_told_to(registry, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    version = registry.import_python("py", source(tmp_path / "a", 3), "mine:Model", SIGNATURE)
+    model = load_model(registry.root, version, allow_code=True, scratch=str(scratch))
+    [folder] = scratch.iterdir()
+    assert (folder / "mine.py").exists()
+    assert folder.stat().st_mode & 0o077 == 0
+    assert model.predict({"x": np.array([2.0])})["y"] == [6.0]
+
+
 def test_two_versions_of_a_python_model_keep_their_own_modules(registry, tmp_path):
     one = registry.import_python("py", source(tmp_path / "a", 3), "mine:Model", SIGNATURE)
     two = registry.import_python("py", source(tmp_path / "b", 5), "mine:Model", SIGNATURE)
