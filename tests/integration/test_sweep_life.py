@@ -292,7 +292,12 @@ def test_a_lost_process_costs_a_trial_nothing_but_time(local_ray, folder, root):
 
 @pytest.mark.slow
 def test_halving_goes_on_after_a_kill_with_what_was_paused(local_ray, folder, root):
-    spec = write(folder, "halved", scheduler="halving", trials=8)
+    # The best comes first, so that each later one is paused early, and stays so until all had a go.
+    falling = [round(0.9 - 0.1 * n, 1) for n in range(8)]
+    spec = write(
+        folder, "halved", scheduler="halving", trials=8, searcher="grid",
+        space={"x": {"choice": falling}, "pace": {"choice": [0.3]}},
+    )  # fmt: skip
     driver = drive(local_ray, folder, spec, "halved-1")
     run = RunFolder(root, "halved-1")
 

@@ -26,6 +26,7 @@ from sundog.spec.sweep import SweepSpec
 from sundog.storage.runs import RunFolder
 
 _TICK_S = 0.5  # how often time becomes money
+_PAUSES_S = 0.2  # how often it is looked at who is paused
 _WRITE_S = 2.0  # how often that is written down: what a killed driver forgets at most
 _SHOW_S = 5.0
 _RECORD_S = 1.0  # of many short trials not each one changes the record
@@ -65,7 +66,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         ]
         self._number = self.book.numbers()
         self._live: set[str] = set()
-        self._last_s = self._written_s = self._shown_s = clock.monotonic_s()
+        self._last_s = self._written_s = self._shown_s = self._noted_s = clock.monotonic_s()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles what it is given, to restore it: we restore from our journal
@@ -216,6 +217,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         now_s = self._clock.monotonic_s()
         if now_s - self._last_s >= _TICK_S:
             self._tick()
+        if now_s - self._noted_s >= _PAUSES_S:  # reports tick too: their clock may never be due
+            self._noted_s = now_s
             self._note_pauses()
         if now_s - self._written_s >= _WRITE_S:
             self._write_spent([self.book.trials[n] for n in self._live])
