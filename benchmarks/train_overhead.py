@@ -1,11 +1,11 @@
 """Steps per second of the elastic loop beside a bare torch DDP loop of the same model, in one run.
 
-The same processes (gloo, CPU, one thread each) take turns, block after block: bare DDP, the loop in
+The same processes (gloo, CPU, one thread each) take turns, a short block each: bare DDP, the loop in
 fast mode, with checkpoints at the interval that it chooses and at the shortest one that it ever would
 (2 s), in exact mode. A ratio is the median over rounds of loop / bare in the same round; with
-checkpoints, of which not every round has one, that of all rounds together (the clock runs on while
-others have their turn, so there are more than there would be). Then what a checkpoint stalls the loop
-for, beside saving it synchronously.
+checkpoints, of which few rounds have one, the geometric mean. A clock of its own, which stands while
+others have their turn, says when a checkpoint is due, and a block lasts until what it has begun to
+save is written. Then what a checkpoint stalls the loop for, beside saving it synchronously.
 
     python benchmarks/train_overhead.py --quick --json out.json
 """
@@ -30,6 +30,7 @@ import torch.distributed as dist
 from this_machine import machine
 
 from sundog import Columns, Recipe
+from sundog.clock import ManualClock
 from sundog.runs.exchange import Alone, Group
 from sundog.runs.interval import Cadence
 from sundog.runs.loop import GO_ON, YIELD, Loop
@@ -106,9 +107,30 @@ class Bare:
             loss.item()  # the loop shows its loss at every step too
 
 
+class OwnTime(ManualClock):
+    """Time of a kind's own blocks: it stands while others have their turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since_s: float | None = None
+
+    def monotonic_s(self) -> float:
+        running = 0.0 if self._since_s is None else time.monotonic() - self._since_s
+        return super().monotonic_s() + running
+
+    def go(self) -> None:
+        self._since_s = time.monotonic()
+
+    def stop(self) -> None:
+        assert self._since_s is not None
+        passed, self._since_s = time.monotonic() - self._since_s, None
+        self.advance(passed)
+
+
 def elastic(
-    recipe: Wide, arguments: argparse.Namespace, exact: bool, saver: Saver | None = None
-) -> Callable[[int], Loop]:
+    recipe: Wide, arguments: argparse.Namespace, exact: bool, saver: Saver | None = None,
+    clock: OwnTime | None = None,
+) -> Callable[[int], None]:  # fmt: skip
     """Runs the loop for so many steps, again and again."""
     asked = {"left": 0}
 
@@ -120,10 +142,15 @@ def elastic(
     loop.saver = saver
     loop.join(Group(exact=exact))
 
-    def run(steps: int) -> Loop:
+    def run(steps: int) -> None:
         asked["left"] = steps
+        if clock is not None:
+            clock.go()
         loop.run()
-        return loop
+        if saver is not None:
+            saver.settle()
+        if clock is not None:
+            clock.stop()
 
     return run
 
@@ -136,16 +163,18 @@ def member(rank: int, port: int, arguments: argparse.Namespace, root: str, out: 
     )
     recipe = Wide(arguments.hidden)
 
-    def saver(every: str) -> Saver | None:
-        cadence = Cadence(every, arguments.workers)
-        writes = rank == 0
-        return Saver(open_root(root), f"runs/{every}", keep=2, cadence=cadence) if writes else None
+    def saving(every: str) -> Callable[[int], None]:
+        cadence, clock = Cadence(every, arguments.workers), OwnTime()
+        saver = None
+        if rank == 0:  # writes for all
+            saver = Saver(open_root(root), f"runs/{every}", keep=2, cadence=cadence, clock=clock)
+        return elastic(recipe, arguments, False, saver, clock)
 
     kinds: dict[str, Callable[[int], Any]] = {
         "bare": Bare(recipe, arguments, rank).run,
         "fast": elastic(recipe, arguments, False),
-        "checkpoints": elastic(recipe, arguments, False, saver("auto")),
-        "checkpoints_2s": elastic(recipe, arguments, False, saver("2s")),
+        "checkpoints": saving("auto"),
+        "checkpoints_2s": saving("2s"),
         "exact": elastic(recipe, arguments, True),
     }
     times: dict[str, list[float]] = {name: [] for name in kinds}
@@ -208,7 +237,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     bare = times.pop("bare")
     ratios = {n: [b / t for b, t in zip(bare, own, strict=True)] for n, own in times.items()}
     found_ratio = {
-        name: sum(bare) / sum(times[name]) if "checkpoints" in name else statistics.median(values)
+        name: (statistics.geometric_mean if "checkpoints" in name else statistics.median)(values)
         for name, values in ratios.items()
     }
     return {
@@ -227,14 +256,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=100, help="in a block")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=20, help="in a block")
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--saves", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 30 steps")
+    parser.add_argument("--quick", action="store_true", help="10 rounds")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rounds, arguments.steps, arguments.saves = 3, 30, 3
+        arguments.rounds, arguments.saves = 10, 3
     result = measure(arguments)
     print(json.dumps(result))
     if arguments.json:

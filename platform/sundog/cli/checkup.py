@@ -17,6 +17,7 @@ import psutil
 
 from sundog.cli.connection import endpoints, storage_root
 from sundog.errors import SundogError
+from sundog.security.tls import client_context
 
 _RAY = "2.60.0"
 
@@ -157,7 +158,9 @@ def _gateway() -> Finding:
     if found is None:
         return Finding("gateway", "warn", "none known here", "the first `sundog deploy` starts it")
     try:
-        code = httpx.get(f"{found.gateway}/v2/health/live", timeout=5, trust_env=False).status_code
+        code = httpx.get(
+            f"{found.gateway}/v2/health/live", timeout=5, trust_env=False, verify=client_context()
+        ).status_code
     except httpx.HTTPError:
         return Finding(
             "gateway", "warn", f"nothing at {found.gateway}", "the first `sundog deploy` starts it"

@@ -28,6 +28,7 @@ from sundog.clock import WALL
 from sundog.errors import NotFound, RunError, SundogError
 from sundog.rayapi.cluster import quiet
 from sundog.rayapi.local import LocalRay
+from sundog.security.tls import client_context
 
 _NEEDED = ("jobs/train.py", "jobs/specs/digits.yaml", "deployments/digits.yaml")
 _CLIENTS = 16
@@ -187,12 +188,12 @@ class Demo:
         table = open_dataset(self._root, "digits@latest").table("test")
         rows = table.column("pixels").to_pylist()
         bodies = [_request_body(row) for row in rows]
-        address = urlsplit(self.ray.endpoints.gateway)
-        answers, latencies, _ = _ask(address.netloc, bodies)
+        address = self.ray.endpoints.gateway
+        answers, latencies, _ = _ask(address, bodies)
         right = sum(
             int(a == b) for a, b in zip(answers, table.column("label").to_pylist(), strict=True)
         )
-        _, _, seconds = _ask(address.netloc, bodies * _PASSES, clients=_CLIENTS)
+        _, _, seconds = _ask(address, bodies * _PASSES, clients=_CLIENTS)
         cut = quantiles(latencies, n=100)
         return (
             f"{len(rows)} held-out images · accuracy {right / len(rows):.3f} · p50 {cut[49] * 1e3:.1f} ms · "
@@ -312,15 +313,21 @@ def _request_body(pixels: list[float]) -> bytes:
 
 
 def _ask(
-    netloc: str, bodies: list[bytes], clients: int = 1
+    gateway: str, bodies: list[bytes], clients: int = 1
 ) -> tuple[list[int], list[float], float]:
     """Classes answered, seconds of each request, and seconds in all, over keep-alive connections."""
     answers: list[int] = [-1] * len(bodies)
     latencies: list[float] = [0.0] * len(bodies)
     faults: list[str] = []
+    address = urlsplit(gateway)
+    trusted = client_context() if address.scheme == "https" else None
 
     def work(mine: range) -> None:
-        connection = http.client.HTTPConnection(netloc, timeout=30)
+        connection = (
+            http.client.HTTPConnection(address.netloc, timeout=30)
+            if trusted is None
+            else http.client.HTTPSConnection(address.netloc, timeout=30, context=trusted)
+        )
         for i in mine:
             start = WALL.monotonic_s()
             connection.request(

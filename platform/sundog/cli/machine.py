@@ -17,6 +17,7 @@ from sundog.cli.connection import DEFAULT_GATEWAY, endpoints, home
 from sundog.cli.output import Json, Output
 from sundog.errors import ClusterError, SpecError
 from sundog.rayapi.local import read_record
+from sundog.security.tls import certificate_of
 
 _SCHEMAS: dict[str, Any] = {
     "run": specs.RunSpec,
@@ -149,6 +150,7 @@ def up(
     where = root or (home() / "root").as_uri()
     (home() / "root").mkdir(parents=True, exist_ok=True)
     address = _free_gateway(gateway)
+    certificate_of(address)
     grpc_address = "" if grpc == "off" else grpc
     if grpc_address:
         grpc_address = _free_gateway(f"http://{grpc_address}", "--grpc ").removeprefix("http://")
@@ -223,4 +225,4 @@ def _free_gateway(address: str, option: str = "--gateway http://") -> str:
                 f"the gateway cannot listen on {host}:{port}: {error.strerror}",
                 f"choose another: sundog up {option}{host}:{port + 1}",
             ) from None
-    return f"http://{host}:{port}"
+    return f"{parts.scheme}://{host}:{port}"

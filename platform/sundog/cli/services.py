@@ -12,6 +12,7 @@ from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.clock import WALL
 from sundog.errors import ControlUnavailable, ServiceError
 from sundog.security import exposure
+from sundog.security.tls import client_context, way_out
 
 Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait until it answers; 0: do not.")]
 
@@ -61,7 +62,9 @@ def _is_open(address: str) -> bool:
     if not exposure.beyond_this_machine(address):
         return False
     try:
-        answer = httpx.get(f"{address}/sundog/services", timeout=5, trust_env=False)
+        answer = httpx.get(
+            f"{address}/sundog/services", timeout=5, trust_env=False, verify=client_context()
+        )
     except httpx.HTTPError:
         return False
     return answer.status_code == 200
@@ -126,25 +129,28 @@ def list_services() -> list[dict[str, Any]]:
 def _get(path: str) -> Any:
     url = gateway()
     try:
-        answer = httpx.get(url + path, timeout=10, trust_env=False)
+        answer = httpx.get(url + path, timeout=10, trust_env=False, verify=client_context())
         answer.raise_for_status()
         return answer.json()
     except httpx.HTTPError as error:
         raise ControlUnavailable(
             f"no gateway at {url}: {error}",
-            "deploy a service (the first one starts it), or say where it is: "
-            "SUNDOG_GATEWAY=http://host:port",
+            way_out(
+                error,
+                "deploy a service (the first one starts it), or say where it is: "
+                "SUNDOG_GATEWAY=http://host:port",
+            ),
         ) from None
 
 
 def wait_until_ready(name: str, seconds: float) -> float:
     """Seconds until the service answered ready. Raises ServiceError with the reason it has not."""
     start = WALL.monotonic_s()
-    url = f"{gateway()}/v2/models/{name}/ready"
+    url, trusted = f"{gateway()}/v2/models/{name}/ready", client_context()
     last = "the gateway does not answer yet"
     while WALL.monotonic_s() - start < seconds:
         try:
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+            if httpx.get(url, timeout=5, trust_env=False, verify=trusted).status_code == 200:
                 return WALL.monotonic_s() - start
             mine = [s for s in list_services() if s.get("service") == name]
             last = str(mine[0].get("message") or mine[0].get("state")) if mine else "not listed yet"

@@ -13,6 +13,7 @@ from sundog.clock import WALL
 from sundog.control.serving_plan import GATEWAY_APP, app_name
 from sundog.errors import ControlUnavailable, NotFound, ServiceError
 from sundog.rayapi import serve_apps
+from sundog.security.tls import client_context, way_out
 from sundog.serving.open_load import Load, OpenLoad, zeros
 
 BEFORE_S = 2.0
@@ -38,10 +39,13 @@ def ask(gateway: str, path: str, key: str | None = None) -> Any:
     """A GET at the gateway. ControlUnavailable, NotFound."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(gateway + path, headers=headers, timeout=10, trust_env=False)
+        answer = httpx.get(
+            gateway + path, headers=headers, timeout=10, trust_env=False, verify=client_context()
+        )
     except httpx.HTTPError as error:
         raise ControlUnavailable(
-            f"no gateway at {gateway}: {error}", "is it up? SUNDOG_GATEWAY=http://host:port"
+            f"no gateway at {gateway}: {error}",
+            way_out(error, "is it up? SUNDOG_GATEWAY=http://host:port"),
         ) from None
     document = answer.json() if answer.content else {}
     if answer.status_code == 404:

@@ -7,6 +7,7 @@ HAProxy goes on as it is; killed, this leaves it to its successor.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import secrets
@@ -19,6 +20,7 @@ from typing import Any
 
 from sundog.errors import ServiceError
 from sundog.rayapi import serve_ports, serve_targets, session
+from sundog.security.tls import Certificate, Renewal, certificate_of
 from sundog.serving.edge_config import Door, Plan, render
 from sundog.serving.gateway import control_snapshots, gateway_name, parse_address
 from sundog.serving.haproxy import Haproxy, keeper_pid
@@ -54,6 +56,10 @@ class Front:
         if self.proxy.write(render(self.plan)) and self.proxy.is_alive():
             self.proxy.reload()
 
+    def present(self, certificate: Certificate) -> None:
+        """This certificate, from now on. OSError, ServiceError."""
+        self.change(certificate=place(certificate, self.plan.folder))
+
     def keep(self) -> None:
         """Start HAProxy again if it is dead."""
         if not self.proxy.is_alive():
@@ -79,6 +85,17 @@ def make_private(folder: Path) -> None:
         )
 
 
+def place(certificate: Certificate, folder: Path) -> str:
+    """Chain and key as HAProxy reads them, in its folder; their digest. OSError, ServiceError."""
+    make_private(folder)
+    text = certificate.pem()
+    fresh = folder / "tls.new"
+    fresh.touch(0o600)
+    fresh.write_bytes(text)
+    fresh.replace(folder / "tls.pem")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
 class Edge:
     """The Serve deployment. `config`: {address}; `gateways`: the deployment behind it."""
 
@@ -91,7 +108,11 @@ class Edge:
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}", folder_of(port), grpc=grpc,
             threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         )  # fmt: skip
+        certificate = certificate_of(config["address"])
+        if certificate is not None:
+            plan = replace(plan, certificate=place(certificate, plan.folder))
         self._front = Front(plan, keeper_pid())
+        self._renewal = Renewal(certificate, [self._front.present]) if certificate else None
         self._front.open()
         self._failure: BaseException | None = None
         self._stop = threading.Event()
@@ -109,6 +130,8 @@ class Edge:
             asyncio.create_task(serve_targets.watch(self._app, "Gateway", self._on_gateways)),
             asyncio.create_task(self._follow_control()),
         ]
+        if self._renewal is not None:
+            following.append(asyncio.create_task(self._renewal.look_forever()))
         while not self._stop.is_set():
             self._try(self._front.keep)
             await asyncio.sleep(WATCH_S)

@@ -25,7 +25,8 @@ class Door:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the edge shall do. `listen`, `grpc`: host:port; `repeatable`: idempotent services."""
+    """What the edge shall do. `listen`, `grpc`: host:port; `repeatable`: idempotent services;
+    `certificate`: the digest of `folder`/tls.pem, empty without TLS."""
 
     listen: str
     folder: Path
@@ -33,6 +34,7 @@ class Plan:
     grpc: str = ""
     repeatable: tuple[str, ...] = ()
     threads: int = 1
+    certificate: str = ""
 
 
 def repeatable_paths(services: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -59,7 +61,8 @@ def render(plan: Plan) -> str:
     once = [_server(d.name, d.path, f"track again/{d.name}") for d in plan.doors]
     parts = [
         _GLOBAL.format(folder=plan.folder, threads=plan.threads, size=MAX_RETRIED),
-        "frontend http\n" + _indent([f"bind {plan.listen}", *_FRONT, *rules, *_CHOICE]),
+        "frontend http\n"
+        + _indent([f"bind {plan.listen}{_tls(plan, 'http/1.1')}", *_FRONT, *rules, *_CHOICE]),
         "backend again\n" + _indent([*_AGAIN, *again]),
         "backend once\n" + _indent([*_ONCE, *once]),
     ]
@@ -67,8 +70,17 @@ def render(plan: Plan) -> str:
         servers = [
             _server(d.name, d.grpc_path, f"track again/{d.name}") for d in plan.doors if d.grpc_path
         ]
-        parts.append("listen grpc\n" + _indent([f"bind {plan.grpc}", "mode tcp", *_GRPC, *servers]))
+        bind = f"bind {plan.grpc}{_tls(plan, 'h2')}"
+        parts.append("listen grpc\n" + _indent([bind, "mode tcp", *_GRPC, *servers]))
     return "\n".join(parts)
+
+
+def _tls(plan: Plan, protocol: str) -> str:
+    if not plan.certificate:
+        return ""
+    # The digest makes a renewed certificate another text, which is reloaded.
+    crt = plan.folder / "tls.pem"
+    return f" ssl crt {crt} ssl-min-ver TLSv1.2 alpn {protocol} # {plan.certificate}"
 
 
 def _server(name: str, path: str, options: str) -> str:

@@ -25,6 +25,7 @@ from sundog.security.authoriser import Authoriser
 from sundog.security.exposure import beyond_this_machine, warning
 from sundog.security.keys import KeyRing
 from sundog.security.limits import Limiter
+from sundog.security.tls import Renewal, certificate_of, server_context
 from sundog.security.tokens import TokenRing, oidc_of
 from sundog.serving import feedback
 from sundog.serving.access_log import FLUSH_S, AccessLog
@@ -55,13 +56,13 @@ log = logging.getLogger("sundog.gateway")
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """`http://host:port` -> (host, port). Raises ServiceError."""
+    """`http://host:port` or `https://…` -> (host, port). Raises ServiceError."""
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or port is None or parts.scheme != "http":
+    if not host or port is None or parts.scheme not in ("http", "https"):
         raise ServiceError(
             f"{address!r} is not an address for the gateway",
             "write SUNDOG_GATEWAY=http://127.0.0.1:8420",
@@ -121,6 +122,8 @@ class Gateway:
         self._gateways: int = config.get("gateways", 1)
         self._grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
         self._private: dict[str, str] = {}
+        # Behind an edge that is where TLS ends.
+        self._certificate = certificate_of(self._address) if self._gateways == 1 else None
         self._listener = self._bind_one_of_several() if self._gateways > 1 else bind(self._address)
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -181,7 +184,8 @@ class Gateway:
         if self._private:
             shared = Siblings(pages, gateway_name(), self._private["sundog_gateway"])
         self.app = GatewayApp(calls, shared or pages, openai)
-        self._server = build_server(self.app)
+        context = server_context(self._certificate) if self._certificate is not None else None
+        self._server = build_server(self.app, context)
         # Where nobody needs a key, who listens to others is said; tokens are asked of everybody.
         heard_at = (self._address, os.environ.get("SUNDOG_GATEWAY_GRPC", ""))
         addresses = [a for a in heard_at if a and tokens is None]
@@ -198,10 +202,16 @@ class Gateway:
         if tokens is not None:
             background.append(asyncio.create_task(tokens.refresh_forever()))
         grpc = None
+        renewing = [lambda c: c.load_into(context)] if context is not None else []
         if self._grpc_address:
             from sundog.serving import grpc_server
 
-            grpc = await grpc_server.start(calls, self._grpc_address)
+            presented = grpc_server.Presented(self._certificate) if self._certificate else None
+            grpc = await grpc_server.start(calls, self._grpc_address, presented)
+            renewing += [presented.renew] if presented else []
+        if self._certificate is not None:
+            renewal = Renewal(self._certificate, renewing)
+            background.append(asyncio.create_task(renewal.look_forever()))
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
         if grpc is not None:

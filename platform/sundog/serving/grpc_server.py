@@ -20,6 +20,7 @@ from tritonclient.grpc import service_pb2_grpc as service
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
+from sundog.security.tls import Certificate
 from sundog.serving import describe
 from sundog.serving.calls import Call, Calls, request_id_of
 from sundog.serving.contract import BadRequest
@@ -268,7 +269,28 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return kinds.SERVING if ready else kinds.NOT_SERVING
 
 
-async def start(calls: Calls, address: str) -> Any:
+class Presented:
+    """What the server shows of itself, and may be told anew."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self._fresh: Any = None
+        self.credentials = grpc.dynamic_ssl_server_credentials(_read(certificate), self._take)
+
+    def renew(self, certificate: Certificate) -> None:
+        self._fresh = _read(certificate)
+
+    def _take(self) -> Any:
+        # Asked at every handshake; None: as before.
+        fresh, self._fresh = self._fresh, None
+        return fresh
+
+
+def _read(certificate: Certificate) -> Any:
+    pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
+    return grpc.ssl_server_certificate_configuration([pair])
+
+
+async def start(calls: Calls, address: str, presented: Presented | None = None) -> Any:
     """The server, listening on `host:port`. Raises ServiceError that names the port."""
     server = grpc.aio.server(
         options=[
@@ -282,7 +304,10 @@ async def start(calls: Calls, address: str) -> Any:
     end_s = WALL.monotonic_s() + BIND_TIMEOUT_S
     while True:
         try:
-            server.add_insecure_port(address)
+            if presented is None:
+                server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, presented.credentials)
             break
         except RuntimeError as error:
             # A gateway that is just leaving may hold the port for a moment.

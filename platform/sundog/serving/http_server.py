@@ -6,6 +6,7 @@ uvicorn takes the bytes; this only closes connections that hold a place without 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import uvicorn
@@ -60,20 +61,25 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def build_server(app: Any, protocol: type[GuardedProtocol] = GuardedProtocol) -> uvicorn.Server:
+def build_server(
+    app: Any,
+    context: ssl.SSLContext | None = None,
+    protocol: type[GuardedProtocol] = GuardedProtocol,
+) -> uvicorn.Server:
     """uvicorn with httptools and nothing on the request's path that we do not use."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            backlog=1024,
-        )
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=1024,
     )
+    config.load()
+    config.ssl = context  # as built here: uvicorn's own is read from files once, and never renewed
+    return uvicorn.Server(config)

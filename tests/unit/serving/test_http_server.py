@@ -33,7 +33,7 @@ async def talk(scenario):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        server = build_server(app, Impatient)
+        server = build_server(app, protocol=Impatient)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
