@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from sundog.cli.connection import control
 from sundog.cli.connection import gateway as gateway_address
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.errors import NotFound, SpecError
+from sundog.serving.asking import own_key
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +47,7 @@ def service(
         f"Kill {'the gateway' if gateway else f'a replica of {name}'} for real, "
         f"under {rate:g} requests a second and whatever else comes?", yes
     )  # fmt: skip
-    key = os.environ.get("SUNDOG_API_KEY")
+    key = own_key()
     receipt = drills.drill(address, name, what, rate, str(row["version"]), key)
     back = "not within 90 s" if receipt.back_s is None else f"after {receipt.back_s:.1f} s"
     why = ", ".join(f"{count} {word}" for word, count in receipt.failures.items())

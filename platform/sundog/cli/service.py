@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +15,10 @@ from sundog.cli.connection import gateway as gateway_address
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.clock import WALL
 from sundog.errors import NotFound, SpecError
+from sundog.serving.asking import own_key
 
 if TYPE_CHECKING:
-    from sundog.control.profiles import ServiceProfile
+    from sundog.control.profiles import Proposal, ServiceProfile
 
 app = typer.Typer(help="One service: its replicas and why, its profile.", no_args_is_help=True)
 
@@ -61,6 +63,9 @@ def profile(
     start: Annotated[float, typer.Option("--from", help="The first rate.", min=0.1)] = 10.0,
     most: Annotated[float, typer.Option("--to", help="The highest rate.")] = 5000.0,
     step: Annotated[float, typer.Option("--step", help="Seconds at each rate.", min=0.5)] = 4.0,
+    usd_hour: Annotated[
+        float | None, typer.Option("--usd-hour", help="What an hour of a replica costs.", min=0.0)
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw it: .svg or .png.")] = None,
     yes: Yes = False,
     root: RootOption = None,
@@ -87,7 +92,7 @@ def profile(
     found = profiles.measure(
         gateway_address(), row, limit_s=limit_s, start_rate=start, most_rate=most, step_s=step,
         clock=WALL, machine=f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        key=os.environ.get("SUNDOG_API_KEY"),
+        key=own_key(),
     )  # fmt: skip
     profiles.keep(storage_root(root), found)
     out.table(
@@ -105,15 +110,22 @@ def profile(
         f"{found.knee_rate:.4g}/s within {1000 * found.limit_s:.3g} ms{started}"
     )
     wanted = rate if rate is not None else found.knee_rate
-    proposal = profiles.propose(found, wanted, limit_s)
+    proposal = profiles.propose(found, wanted, limit_s, usd_hour)
     out.say(
         f"for {wanted:.4g}/s: replicas: {proposal.replicas}, batch: {proposal.batch} "
-        f"({proposal.why}); {proposal.replica_hours_day:.0f} replica-hours a day"
+        f"({proposal.why}); {_cost(proposal)}"
     )
     if plot is not None:
         draw(found, plot)
         out.say(f"drawn: {plot}")
-    out.data({**found.document(), "proposal": proposal.__dict__})
+    out.data({**found.document(), "proposal": asdict(proposal)})
+
+
+def _cost(proposal: Proposal) -> str:
+    hours = f"{proposal.replica_hours_day:.0f} replica-hours a day"
+    if proposal.usd_day is None:
+        return f"{hours} (--usd-hour makes dollars of them)"
+    return f"{hours}, ${proposal.usd_day:.2f}"
 
 
 def draw(found: ServiceProfile, path: Path) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
-import httpx
 import typer
 
 from sundog.cli.connection import cluster, gateway
 from sundog.cli.output import Json, Output, Yes, confirm
 from sundog.clock import WALL
-from sundog.errors import ControlUnavailable, ServiceError
+from sundog.errors import ControlUnavailable, NotFound, ServiceError
 from sundog.security import exposure
-from sundog.security.tls import client_context, way_out
+from sundog.serving.asking import KeyRefused, ask, own_key
 
 Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait until it answers; 0: do not.")]
 
@@ -39,7 +39,10 @@ def deploy(
     out = Output(as_json)
     # Look at the file first: a typo needs no cluster to be found.
     serve_files.read_file(file)
-    names = serve_files.deploy_file(file, cluster().dashboard)
+    dashboard = cluster().dashboard
+    names = serve_files.deploy_file(file, dashboard)
+    if wait:
+        serve_files.wait_applied(names, dashboard, wait)
     said = [
         f"{spec.service}: {note}"
         for spec in serve_files.read_services(file)
@@ -62,12 +65,10 @@ def _is_open(address: str) -> bool:
     if not exposure.beyond_this_machine(address):
         return False
     try:
-        answer = httpx.get(
-            f"{address}/sundog/services", timeout=5, trust_env=False, verify=client_context()
-        )
-    except httpx.HTTPError:
+        ask(address, "/sundog/services")
+    except (ServiceError, ControlUnavailable, NotFound):
         return False
-    return answer.status_code == 200
+    return True
 
 
 def undeploy(
@@ -123,40 +124,27 @@ def _versions(row: dict[str, Any]) -> str:
 
 
 def list_services() -> list[dict[str, Any]]:
-    return list(_get("/sundog/services"))
-
-
-def _get(path: str) -> Any:
-    url = gateway()
-    try:
-        answer = httpx.get(url + path, timeout=10, trust_env=False, verify=client_context())
-        answer.raise_for_status()
-        return answer.json()
-    except httpx.HTTPError as error:
-        raise ControlUnavailable(
-            f"no gateway at {url}: {error}",
-            way_out(
-                error,
-                "deploy a service (the first one starts it), or say where it is: "
-                "SUNDOG_GATEWAY=http://host:port",
-            ),
-        ) from None
+    return list(ask(gateway(), "/sundog/services", own_key()))
 
 
 def wait_until_ready(name: str, seconds: float) -> float:
     """Seconds until the service answered ready. Raises ServiceError with the reason it has not."""
     start = WALL.monotonic_s()
-    url, trusted = f"{gateway()}/v2/models/{name}/ready", client_context()
     last = "the gateway does not answer yet"
     while WALL.monotonic_s() - start < seconds:
         try:
-            if httpx.get(url, timeout=5, trust_env=False, verify=trusted).status_code == 200:
-                return WALL.monotonic_s() - start
+            ask(gateway(), f"/v2/models/{quote(name, safe='')}/ready", own_key())
+            return WALL.monotonic_s() - start
+        except KeyRefused:
+            raise
+        except (ServiceError, NotFound, ControlUnavailable):
+            pass
+        try:
             mine = [s for s in list_services() if s.get("service") == name]
             last = str(mine[0].get("message") or mine[0].get("state")) if mine else "not listed yet"
             if mine and mine[0].get("state") == "failed":
                 break
-        except (httpx.HTTPError, ControlUnavailable):
+        except (ServiceError, ControlUnavailable):
             pass
         WALL.sleep(0.1)
     raise ServiceError(

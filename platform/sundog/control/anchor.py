@@ -40,7 +40,8 @@ def service(args: dict[str, Any]) -> Any:
 
 
 def check(args: dict[str, Any]) -> ServiceSpec:
-    """The spec in `args`, its model looked up, so that `serve status` says at once what is wrong."""
+    """The spec in `args`, its model and its profile looked up: `serve status` says what is wrong."""
+    from sundog.control import profiles
     from sundog.rayapi.kv import get_config
     from sundog.runs.place import check_reach
     from sundog.storage.models import Registry
@@ -52,5 +53,8 @@ def check(args: dict[str, Any]) -> ServiceSpec:
         raise SpecError(f"{spec.service!r} cannot be a service's name", "choose another one")
     root = open_root(spec.root or os.environ.get("SUNDOG_ROOT") or (get_config() or {}).get("root"))
     check_reach(root)
-    Registry(root).get(spec.model)
+    found = Registry(root).get(spec.model)
+    limits = [limit for limit in (spec.slo.p95, spec.slo.p99) if limit is not None]
+    if limits and (profile := profiles.kept(root, found.name, found.version)) is not None:
+        profiles.check_limit(found.name, found.version, profile["service_s"], min(limits))
     return spec

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
-
-import httpx
 
 from sundog.clock import WALL
 from sundog.control.serving_plan import GATEWAY_APP, app_name
 from sundog.errors import ControlUnavailable, NotFound, ServiceError
 from sundog.rayapi import serve_apps
-from sundog.security.tls import client_context, way_out
+from sundog.serving.asking import ask
 from sundog.serving.open_load import Load, OpenLoad, zeros
 
 BEFORE_S = 2.0
@@ -33,26 +30,6 @@ class Receipt:
     longest_gap_s: float
     back_s: float | None
     p99_before_s: float
-
-
-def ask(gateway: str, path: str, key: str | None = None) -> Any:
-    """A GET at the gateway. ControlUnavailable, NotFound."""
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    try:
-        answer = httpx.get(
-            gateway + path, headers=headers, timeout=10, trust_env=False, verify=client_context()
-        )
-    except httpx.HTTPError as error:
-        raise ControlUnavailable(
-            f"no gateway at {gateway}: {error}",
-            way_out(error, "is it up? SUNDOG_GATEWAY=http://host:port"),
-        ) from None
-    document = answer.json() if answer.content else {}
-    if answer.status_code == 404:
-        raise NotFound(document.get("error", f"nothing at {path}"), "`sundog services` lists them")
-    if answer.status_code != 200:
-        raise ServiceError(document.get("error", str(answer.status_code)), "`sundog services`")
-    return document
 
 
 def loader(gateway: str, service: str, key: str | None) -> OpenLoad:

@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import quote
 
 from sundog.clock import Clock
-from sundog.control.drills import ask, loader, replicas_of
+from sundog.control.drills import loader, replicas_of
 from sundog.errors import NotFound, ServiceError
+from sundog.serving.asking import ask
 from sundog.serving.open_load import Load
 from sundog.storage.documents import decode, encode
 from sundog.storage.root import Root
@@ -27,7 +28,7 @@ _FULL = 0.9
 
 @dataclass(frozen=True)
 class Point:
-    """One rate of the rising load."""
+    """One rate of the rising load. `replicas`: the most that were there before or after it."""
 
     rate: float
     answered: float
@@ -35,6 +36,7 @@ class Point:
     p95_s: float
     p99_s: float
     failed: int
+    replicas: int = 1
 
     @property
     def holds(self) -> bool:
@@ -45,7 +47,7 @@ class Point:
 @dataclass(frozen=True)
 class ServiceProfile:
     """`service_s`: one call of the model with one row; `batches`: rows -> seconds a call;
-    `knee_rate`: the highest rate that `replicas` kept up with, in the latency limit."""
+    `knee_rate`: the highest rate that was kept up with, in the latency limit, and by `replicas`."""
 
     model: str
     version: int
@@ -109,13 +111,26 @@ def measure(
             "start lower: --from 1; or see its replicas' logs",
         )
     limit = limit_s if limit_s is not None else 5 * points[0].p50_s
-    good = [p for p in points if p.holds and p.p99_s <= limit] or points[:1]
+    knee = knee_of(service, points, limit)
     service_s = batches.get(1) or min(batches.values(), default=points[0].p50_s)
     return ServiceProfile(
         str(row["model"]).partition("@")[0], int(row["version"]),
-        replicas_of(gateway, service, key), service_s, max(p.answered for p in good), limit,
+        knee.replicas, service_s, knee.answered, limit,
         row.get("startup_s"), batches, tuple(points), machine, clock.now_s(),
     )  # fmt: skip
+
+
+def knee_of(service: str, points: Sequence[Point], limit_s: float) -> Point:
+    """Where most was answered of what was kept up with in the limit. ServiceError where nothing was."""
+    good = [p for p in points if p.holds and p.p99_s <= limit_s]
+    if not good:
+        first = points[0]
+        raise ServiceError(
+            f"{service} answers 99 of 100 within {1000 * first.p99_s:.3g} ms at {first.rate:g} requests "
+            f"a second: no rate from there on meets {1000 * limit_s:.3g} ms",
+            "start lower (--from 1), ask for more time, a smaller model, or faster hardware",
+        )
+    return max(good, key=lambda p: p.answered)
 
 
 async def _rise(
@@ -134,7 +149,9 @@ async def _rise(
     rate = start_rate
     await load.run(start_rate, 1.0)
     while rate <= most_rate:
-        point = _point(await load.run(rate, step_s))
+        had = replicas_of(gateway, service, key)
+        ran = await load.run(rate, step_s)
+        point = _point(ran, max(1, had, replicas_of(gateway, service, key)))
         points.append(point)
         over = limit_s is not None and point.p99_s > 2 * limit_s
         if not point.holds or over:
@@ -144,10 +161,10 @@ async def _rise(
     return points, difference(ask(gateway, stats_at, key), before)
 
 
-def _point(load: Load) -> Point:
+def _point(load: Load, replicas: int) -> Point:
     return Point(
         load.rate, load.answered_rate, load.quantile_s(0.5), load.quantile_s(0.95),
-        load.quantile_s(0.99), load.failed,
+        load.quantile_s(0.99), load.failed, replicas,
     )  # fmt: skip
 
 
@@ -181,20 +198,31 @@ def batch_curve(calls: Mapping[str, Sequence[float]]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Proposal:
+    """`usd_day`: None where nobody said what an hour of a replica costs."""
+
     replicas: int
     batch: int
     replica_hours_day: float
+    usd_day: float | None
     why: str
 
 
-def propose(profile: ServiceProfile, rate: float, limit_s: float | None) -> Proposal:
-    """Replicas and batch size for a rate within a latency limit. ServiceError where none can."""
-    if limit_s is not None and profile.service_s > limit_s:
+def check_limit(model: str, version: int, service_s: float, limit_s: float | None) -> None:
+    """Raises ServiceError for a limit that an idle replica misses."""
+    if limit_s is not None and service_s > limit_s:
         raise ServiceError(
-            f"{profile.model}@{profile.version} takes {profile.service_s * 1000:.3g} ms even on an "
-            f"idle replica: no number of replicas meets {limit_s * 1000:.3g} ms",
-            "ask for more time, a smaller model, or faster hardware",
+            f"{model}@{version} takes {service_s * 1000:.3g} ms even on an idle replica: no number "
+            f"of replicas meets {limit_s * 1000:.3g} ms",
+            "ask for more time (slo), a smaller model, or faster hardware; on other hardware than "
+            "its profile is from, deploy it without slo and run `sundog service profile` again",
         )
+
+
+def propose(
+    profile: ServiceProfile, rate: float, limit_s: float | None, usd_hour: float | None = None
+) -> Proposal:
+    """Replicas and batch size for a rate within a latency limit. ServiceError where none can."""
+    check_limit(profile.model, profile.version, profile.service_s, limit_s)
     each = KEPT_BUSY * profile.rate_a_replica
     replicas = max(1, math.ceil(rate / each)) if each > 0 else 1
     batch = best_batch(profile.batches, limit_s)
@@ -202,7 +230,8 @@ def propose(profile: ServiceProfile, rate: float, limit_s: float | None) -> Prop
         f"{rate:g}/s at {each:.4g}/s a replica, {KEPT_BUSY:.0%} of the "
         f"{profile.rate_a_replica:.4g}/s it kept up with"
     )
-    return Proposal(replicas, batch, 24.0 * replicas, why)
+    hours = 24.0 * replicas
+    return Proposal(replicas, batch, hours, None if usd_hour is None else hours * usd_hour, why)
 
 
 def best_batch(batches: Mapping[int, float], limit_s: float | None) -> int:

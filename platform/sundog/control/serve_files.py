@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from sundog.clock import WALL
-from sundog.errors import ClusterError, NotFound, SpecError
+from sundog.errors import ClusterError, NotFound, ServiceError, SpecError
 from sundog.spec.load import read_text, read_yaml, validate
 from sundog.spec.service import ServiceSpec
 
@@ -71,6 +72,11 @@ def notes(spec: ServiceSpec) -> list[str]:
     rollout = spec.rollout
     if rollout.sticky and rollout.strategy in ("all-at-once", "shadow", "blue-green"):
         said.append(f"rollout sticky: a {rollout.strategy} rollout splits no traffic")
+    if rollout.strategy == "ab" and not rollout.sticky:
+        said.append(
+            "rollout ab: each request is dealt by itself, so a user sees both versions; "
+            "write sticky: key, or sticky: header:X-User"
+        )
     if rollout.strategy == "all-at-once" and rollout.webhook:
         said.append("rollout webhook: all-at-once is no rollout that could end; it tells nobody")
     if "feedback" in rollout.guards and rollout.strategy == "all-at-once":
@@ -91,6 +97,37 @@ def deploy_file(path: str | Path, dashboard_address: str, token: str | None = No
         for app in data["applications"]
         if app.get("import_path") == IMPORT_PATH
     ]
+
+
+def wait_applied(
+    services: Sequence[str], dashboard_address: str, timeout_s: float, token: str | None = None
+) -> None:
+    """Until Serve has taken the specs of `services`. ServiceError with what it refuses one for: then
+    what answered before goes on."""
+    end_s = WALL.monotonic_s() + timeout_s
+    waiting = set(services)
+    with _client(dashboard_address, token) as client:
+        while waiting and WALL.monotonic_s() < end_s:
+            for app in _ask(client, "GET").get("applications", {}).values():
+                name = ((app.get("deployed_app_config") or {}).get("args") or {}).get("service")
+                if name not in waiting:
+                    continue
+                if app["status"] == "DEPLOY_FAILED":
+                    raise ServiceError(f"{name}: {refusal(app.get('message') or '')}")
+                if app["status"] == "RUNNING":
+                    waiting.remove(name)
+            if waiting:
+                WALL.sleep(0.1)
+
+
+def refusal(message: str) -> str:
+    """What an anchor said, out of Serve's traceback around it."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    for number, line in reversed(list(enumerate(lines))):
+        kind, colon, said = line.partition(": ")
+        if colon and kind.startswith("sundog.errors."):
+            return "\n  ".join([said, *(rest for rest in lines[number + 1 :] if rest)])
+    return lines[-1] if lines else "Serve does not say why"
 
 
 def undeploy(name: str, dashboard_address: str, token: str | None = None) -> None:

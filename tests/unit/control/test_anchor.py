@@ -4,7 +4,11 @@ import pytest
 import ray
 
 from sundog.control.anchor import check
-from sundog.errors import NotFound, SpecError, StorageUnavailable
+from sundog.control.profiles import ServiceProfile, keep
+from sundog.errors import NotFound, ServiceError, SpecError, StorageUnavailable
+from sundog.storage.models import Registry
+from sundog.storage.root import open_root
+from sundog.storage.signature import Signature, TensorSpec
 
 
 def nodes(*addresses: str) -> list[dict]:
@@ -27,3 +31,24 @@ def test_a_service_is_checked_before_anything_starts(tmp_path, monkeypatch):
     with pytest.raises(StorageUnavailable, match="this cluster has 2 hosts") as raised:
         check(args)
     assert "s3://" in raised.value.fix
+
+
+def test_an_slo_that_an_idle_replica_misses_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: nodes("10.0.0.1"))
+    root, source = open_root((tmp_path / "root").as_uri()), tmp_path / "source"
+    source.mkdir()
+    (source / "same.py").write_text(
+        "class Same:\n    def predict(self, inputs):\n        return inputs\n"
+    )
+    x = TensorSpec("x", "FP32", (-1, 2))
+    Registry(root).import_python("same", source, "same:Same", Signature((x,), (x,)))
+    args = {
+        "service": "same", "model": "same@1", "root": root.url, "allow_code": True,
+        "slo": {"p99": "20ms"},
+    }  # fmt: skip
+    assert check(args).slo.p99 == 0.02
+    keep(root, ServiceProfile("same", 1, 1, 0.03, 20.0, 0.1, 2.0, {1: 0.03}))
+    with pytest.raises(ServiceError, match=r"same@1 takes 30 ms even on an idle replica.*20 ms"):
+        check(args)
+    assert check({**args, "slo": {"p99": "50ms"}}).slo.p99 == 0.05
+    assert check({**args, "slo": {}}).service == "same"

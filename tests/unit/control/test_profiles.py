@@ -12,6 +12,7 @@ from sundog.control.profiles import (
     difference,
     keep,
     kept,
+    knee_of,
     propose,
 )
 from sundog.errors import ServiceError
@@ -32,6 +33,27 @@ def test_a_proposal_leaves_room_and_an_slo_that_nothing_meets_is_said():
     assert propose(profile(), 70, None).replicas == 1
     with pytest.raises(ServiceError, match="even on an idle replica"):
         propose(profile(), 70, 0.005)
+
+
+def test_a_proposal_costs_what_its_replicas_do():
+    assert propose(profile(), 200, None).usd_day is None
+    assert propose(profile(), 200, None, 0.5).usd_day == pytest.approx(3 * 24 * 0.5)
+
+
+def point(rate, p99_s, replicas=1, answered=None, failed=0):
+    return Point(
+        rate, rate if answered is None else answered, p99_s, p99_s, p99_s, failed, replicas
+    )
+
+
+def test_the_knee_is_the_most_that_was_answered_in_time_and_who_did_it():
+    points = [point(10, 0.02), point(20, 0.03, 2), point(40, 0.04, 4), point(80, 0.2, 8)]
+    knee = knee_of("s", points, 0.05)
+    assert (knee.answered, knee.replicas) == (40, 4)
+    assert knee_of("s", [point(10, 0.02), point(20, 0.03, answered=12)], 0.05).rate == 10
+    assert knee_of("s", [point(10, 0.02), point(20, 0.03, failed=1)], 0.05).rate == 10
+    with pytest.raises(ServiceError, match=r"within 20 ms at 10 requests.*meets 10 ms"):
+        knee_of("s", points, 0.01)
 
 
 def test_the_batch_is_the_smallest_that_is_nearly_the_best_and_fits():

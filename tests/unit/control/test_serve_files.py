@@ -8,8 +8,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from sundog.control.serve_files import deploy_file, notes, read_file, read_services, undeploy
-from sundog.errors import ClusterError, NotFound, SpecError
+from sundog.control.serve_files import (
+    deploy_file,
+    notes,
+    read_file,
+    read_services,
+    undeploy,
+    wait_applied,
+)
+from sundog.errors import ClusterError, NotFound, ServiceError, SpecError
 from sundog.spec import ServiceSpec
 
 GOOD = """\
@@ -97,6 +104,29 @@ def test_a_file_is_merged_with_what_others_declared(file, dashboard):
     assert names(put) == ["old", "digits", "theirs"]
     assert put["proxy_location"] == "Disabled"
     assert put["applications"][1]["args"]["replicas"] == "1..3"
+
+
+TRACEBACK = """Deploying app 'digits' failed with exception:
+Traceback (most recent call last):
+  File "anchor.py", line 55, in check
+    profiles.check_limit(found.name)
+sundog.errors.ServiceError: digits@2 takes 30 ms: no number of replicas meets 5 ms
+  ask for more time (slo)
+"""
+
+
+def test_a_spec_that_serve_refuses_is_said_with_its_reason(dashboard):
+    wait_applied(["digits"], dashboard["address"], 20, "secret")
+    mine = dashboard["applications"]["digits"]
+    mine |= {"status": "DEPLOY_FAILED", "message": TRACEBACK}
+    with pytest.raises(ServiceError, match=r"^digits: digits@2 takes 30 ms") as refused:
+        wait_applied(["digits"], dashboard["address"], 20, "secret")
+    assert str(refused.value).endswith("meets 5 ms\n  ask for more time (slo)")
+    mine["status"] = "DEPLOYING"
+    turned = threading.Timer(0.3, mine.update, [{"status": "RUNNING"}])
+    turned.start()
+    wait_applied(["digits"], dashboard["address"], 20, "secret")
+    assert mine["status"] == "RUNNING"
 
 
 def test_undeploying_keeps_the_others(dashboard):
