@@ -341,10 +341,9 @@ def lanes_of(routes: Routes) -> dict[str, dict[str, dict[str, float]]]:
 
 def lane_totals(lane: Lane) -> dict[str, float]:
     stats = lane.stats
-    done, waiting = stats.success_count + stats.fail_count, lane.waiting
     return {
-        "arrivals": done + waiting + lane.under_way, "completions": stats.success_count,
-        "busy_s": stats.infer_s, "queued": waiting, "running": lane.under_way,
+        "arrivals": stats.arrivals, "completions": stats.success_count,
+        "busy_s": stats.infer_s, "queued": lane.waiting, "running": lane.under_way,
         "replicas": len(lane.connections),
     }  # fmt: skip
 

@@ -17,7 +17,9 @@ from sundog.serving.streams import Outputs, PartStream, StreamFault, StreamLost
 
 async def parts_of(lane: Lane, parsed: Parsed) -> AsyncGenerator[Outputs]:
     """The parts of one answer. Raises NotServed. The service's deadline holds for each part."""
+    lane.stats.arrivals += 1
     if lane.under_way >= lane.limits.queue:
+        lane.stats.fail_count += 1
         raise NotServed(503, f"{lane.limits.queue} requests are under way already", 1.0)
     lane.under_way += 1
     began_s, attempts, sent = WALL.monotonic_s(), 0, 0
@@ -55,6 +57,8 @@ async def _next(stream: PartStream, deadline_s: float) -> Outputs | None:
         async with asyncio.timeout(deadline_s):
             return await anext(stream, None)
     except StreamFault as fault:
+        if fault.kind == "busy":
+            raise NotServed(503, fault.message, 1.0) from None
         raise NotServed(400 if fault.kind == "input" else 500, fault.message) from None
     except TimeoutError:
         raise NotServed(504, f"no part within the service's deadline of {deadline_s:g} s") from None

@@ -138,8 +138,10 @@ class Lane:
     def call(self, parsed: Parsed, later: bool = False) -> asyncio.Future[Outputs]:
         """Queue a request, behind all others if `later`. Raises NotServed at once when the queue is
         full or too long to be answered in time."""
+        self.stats.arrivals += 1
         ahead = self.waiting if later else len(self.queue)
         if self.waiting >= self.limits.queue:
+            self.stats.fail_count += 1
             raise NotServed(503, f"{self.limits.queue} requests wait already", 1.0)
         if ahead:
             self._admit(ahead, later)
@@ -230,14 +232,17 @@ class Lane:
         except BadFrame as error:
             self._refuse(batch.calls, NotServed(500, f"the replica's answer is broken: {error}"))
             return
-        self._count(batch)
+        now = self._now()
+        self._learn(batch, now)
         if len(batch.calls) == 1:
+            self._count(batch, now)
             _settle(batch.calls[0], outputs)  # type: ignore[arg-type]
             return
         if any(not shape or shape[0] != batch.rows for _, shape, _ in outputs):
             # The model does not answer row by row after all: ask again, one request a call.
             self._requeue(batch.calls, alone=True)
             return
+        self._count(batch, now)
         at = 0
         for call in batch.calls:
             rows = call.parsed.rows
@@ -248,13 +253,16 @@ class Lane:
             at += rows
             _settle(call, part)
 
-    def _count(self, batch: Batch) -> None:
-        now, stats = self._now(), self.stats
+    def _learn(self, batch: Batch, now: float) -> None:
+        """What a call of the model costs, whatever its answer was good for."""
         self.pace.answered(
             len(batch.calls), batch.sent_s, now, bool(self.under_way or self.queue or self.later)
         )
-        stats.executed(batch.rows, now - batch.sent_s)
+        self.stats.executed(batch.rows, now - batch.sent_s)
         self.size.observed(batch.rows, now - batch.sent_s)
+
+    def _count(self, batch: Batch, now: float) -> None:
+        stats = self.stats
         stats.rows += batch.rows
         stats.success_count += len(batch.calls)
         for call in batch.calls:
@@ -277,10 +285,15 @@ class Lane:
     def lost(self, batch: Batch) -> None:
         """The connection broke before an answer; nobody knows whether the model ran."""
         self.under_way -= len(batch.calls)
-        again = [c for c in batch.calls if self.limits.idempotent and c.attempts < MAX_ATTEMPTS]
+        now = self._now()
+        # Asked once more, what is too late would only hold another replica.
+        late = [c for c in batch.calls if c.deadline_s <= now]
+        left = [c for c in batch.calls if c.deadline_s > now]
+        again = [c for c in left if self.limits.idempotent and c.attempts < MAX_ATTEMPTS]
         for call in again:
             call.attempts += 1
-        gone = [c for c in batch.calls if c not in again] if len(again) < len(batch.calls) else []
+        gone = [c for c in left if c not in again] if len(again) < len(left) else []
+        self._refuse(late, _too_late(self.limits.deadline_s))
         self._refuse(gone, NotServed(503, "the replica was lost while it worked on this", 1.0))
         self._requeue(again)
 

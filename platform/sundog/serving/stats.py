@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sundog import telemetry
+from sundog.clock import WALL
 
 BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -20,11 +21,13 @@ class LaneStats:
     """Of one version: requests, rows, calls of the model, and where the time went (seconds)."""
 
     __slots__ = (
-        "batches", "executions", "fail_count", "fail_s", "infer_s", "last_s", "queue_s", "rows",
-        "success_count", "success_s",
+        "arrivals", "batches", "executions", "fail_count", "fail_s", "infer_s", "last_s", "queue_s",
+        "rows", "success_count", "success_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        # Never falls: what came, whether it was let in, answered, refused or given up.
+        self.arrivals = 0
         self.rows = self.executions = self.success_count = self.fail_count = 0
         self.success_s = self.fail_s = self.queue_s = self.infer_s = 0.0
         self.last_s = 0.0
@@ -33,6 +36,7 @@ class LaneStats:
     def executed(self, rows: int, seconds: float) -> None:
         self.executions += 1
         self.infer_s += seconds
+        self.last_s = WALL.now_s()
         entry = self.batches.get(rows)
         if entry is None:
             entry = self.batches[rows] = [0, 0.0]

@@ -8,6 +8,7 @@ import pytest
 
 from sundog.serving.contract import Contract
 from sundog.serving.frames import cut, tensor_meta
+from sundog.serving.gateway import lane_totals
 from sundog.serving.lane import HOLD_S, MAX_ATTEMPTS, Lane, Limits, NotServed
 
 SIGNATURE = {
@@ -213,6 +214,65 @@ def test_a_full_queue_refuses_at_once():
         assert (caught.value.status, caught.value.retry_after_s) == (503, 1.0)
 
     run(scenario, queue=1)
+
+
+def test_what_comes_is_counted_once_whatever_becomes_of_it():
+    async def scenario(lane, _):
+        link, seen = Link(lane, free=0), []
+
+        def arrivals():
+            seen.append(lane_totals(lane)["arrivals"])
+            return seen[-1]
+
+        first, second = lane.call(parsed([1.0])), lane.call(parsed([2.0]))
+        with pytest.raises(NotServed):
+            lane.call(parsed([3.0]))
+        assert arrivals() == 3, "what a full queue refuses is demand too"
+        second.cancel()
+        link.free = 1
+        lane.wake()
+        await tick()
+        link.answer()
+        assert first.done()
+        lane.sweep()
+        assert arrivals() == 3, "who leaves has come nevertheless"
+        lane.call(parsed([1.0])).cancel()
+        await tick()
+        assert arrivals() == 4
+        assert seen == sorted(seen)
+
+    run(scenario, queue=2)
+
+
+def test_calls_that_are_asked_again_alone_are_counted_as_answered_once():
+    async def scenario(lane, _):
+        futures = [lane.call(parsed([float(i)])) for i in range(2)]
+        link = Link(lane, free=1)
+        lane.wake()
+        await tick()
+        link.back().answered(tensor_meta([("FP32", [1, 1], 4)]), memoryview(b"\0\0\0\0"))
+        for _ in futures:
+            await tick()
+            link.answer()
+        assert all(f.done() for f in futures)
+        assert (lane.stats.success_count, lane.stats.rows, lane.stats.executions) == (2, 2, 3)
+
+    run(scenario)
+
+
+def test_what_is_lost_past_its_deadline_holds_no_other_replica():
+    async def scenario(lane, time):
+        future = lane.call(parsed([1.0]))
+        link = Link(lane)
+        lane.wake()
+        await tick()
+        time.now = 6.1
+        link.back().lost()
+        await tick()
+        assert future.exception().status == 504
+        assert link.batches == []
+
+    run(scenario, deadline_s=5)
 
 
 @pytest.mark.parametrize("hold_s", [HOLD_S, 2.0, 0.0])

@@ -2,6 +2,7 @@
 
 import orjson
 
+from sundog.clock import WALL
 from sundog.serving.access_log import AccessLog
 from sundog.serving.stats import LaneStats, Metrics
 
@@ -13,6 +14,7 @@ def test_statistics_of_a_version():
     stats.executed(1, 0.25)
     stats.rows, stats.success_count = 7, 4
     document = stats.document("digits", "2")
+    assert abs(document["last_inference"] / 1000 - WALL.now_s()) < 3600
     assert (document["inference_count"], document["execution_count"]) == (7, 3)
     assert document["inference_stats"]["compute_infer"] == {"count": 3, "ns": 10**9}
     assert [b["batch_size"] for b in document["batch_stats"]] == [1, 3]

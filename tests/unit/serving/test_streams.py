@@ -11,6 +11,7 @@ import pytest
 
 from sundog.serving import sockets as sockets_module
 from sundog.serving.contract import Contract
+from sundog.serving.gateway import lane_totals
 from sundog.serving.generate import parts_of
 from sundog.serving.lane import Lane, Limits, NotServed
 from sundog.serving.links import HandleLink, SocketLink
@@ -143,6 +144,23 @@ def test_a_slow_reader_holds_the_model_back_and_leaving_ends_it(replica):
         await parts.aclose()
         assert await asyncio.to_thread(made.model.closed.wait, 10)
         assert lane.under_way == 0
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_left_takes_nothing_back_of_what_has_come(replica):
+    async def main():
+        lane, made = new_lane(queue=1), replica(CountsAsync())
+        await made.connect(lane)
+        parts = asked(lane, 100_000)
+        await anext(parts)
+        with pytest.raises(NotServed):
+            await numbers(lane, 1)
+        assert lane_totals(lane)["arrivals"] == 2
+        await parts.aclose()
+        assert lane_totals(lane)["arrivals"] == 2
+        assert await numbers(lane, 1) == [0]
+        assert lane_totals(lane)["arrivals"] == 3
 
     asyncio.run(main())
 
