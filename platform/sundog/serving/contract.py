@@ -175,7 +175,7 @@ class Contract:
         name = item.get("name")
         i = self._index.get(name) if isinstance(name, str) else None
         if i is None:
-            raise BadRequest(f"there is no input {name!r}; {self._near(name)}")
+            raise BadRequest(f"there is no input {repr(name)[:100]}; {self._near(name)}")
         if raw[i] is not None:
             raise BadRequest(f"input {name!r} is given twice")
         datatype = item.get("datatype")
@@ -186,7 +186,7 @@ class Contract:
         return i
 
     def _near(self, name: Any) -> str:
-        near = difflib.get_close_matches(str(name), self._index, n=1)
+        near = difflib.get_close_matches(str(name)[:100], self._index, n=1)
         return f"did you mean {near[0]!r}?" if near else f"the model takes {self._names()}"
 
     def _names(self) -> str:
@@ -247,7 +247,7 @@ class Contract:
         for name, value in fields.items():
             i = self._index.get(name)
             if i is None:
-                raise BadRequest(f"there is no field {name!r}; {self._near(name)}")
+                raise BadRequest(f"there is no field {name[:100]!r}; {self._near(name)}")
             tensor = self.inputs[i]
             shape = _nesting(value)
             while len(shape) < len(tensor.shape) and _free(tensor.shape[: -len(shape) or None]):

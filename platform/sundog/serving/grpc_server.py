@@ -117,21 +117,25 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def _open(self, request: Any, context: Any) -> Call:
         headers = dict(_metadata(context))
-        call = Call(headers, request_id_of(headers), request.model_name)
+        call = Call(headers, request_id_of(headers))
         self._calls.begin(call)
         with contextlib.suppress(RuntimeError):  # set already, by the first of a stream
             context.set_trailing_metadata((("x-request-id", call.request_id.decode()),))
         return call
 
     async def _choose(self, call: Call, request: Any) -> Any:
-        calls = self._calls
-        call.identity = calls.authorise(call.headers.items(), call.service)
-        route = calls.routes.find(call.service)
+        calls, name = self._calls, request.model_name
+        call.identity = calls.authorise(call.headers.items(), name)
+        route = calls.routes.find(name)
+        if request.model_version:
+            calls.routes.find_version(name, request.model_version)
+        # Only now: what a caller makes up is no name for metrics and the log.
+        call.service = name
         if request.ByteSize() > route.max_body:
             raise BadRequest(
                 f"the message is over {route.max_body} bytes, the service's max_body", 413
             )
-        return await calls.choose(call, call.service, request.model_version or None)
+        return await calls.choose(call, name, request.model_version or None)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> Any:
         """Requests are worked on side by side; each has one response, or one for each part."""
@@ -206,7 +210,8 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
             status = 499
             raise
         finally:
-            self._calls.note(call, status, noted.size, WALL.monotonic_s() - began_s)
+            if call.service:
+                self._calls.note(call, status, noted.size, WALL.monotonic_s() - began_s)
 
 
 @contextlib.asynccontextmanager

@@ -259,7 +259,7 @@ class Routes:
         """Raises BadRequest (404) that names the nearest service."""
         route = self.services.get(name)
         if route is None:
-            near = difflib.get_close_matches(name, self.services, n=1)
+            near = difflib.get_close_matches(name[:100], self.services, n=1)
             hint = (
                 f"did you mean {near[0]!r}?" if near
                 else f"services: {', '.join(sorted(self.services)) or 'none is deployed'}"
