@@ -113,6 +113,8 @@ def _spend(record: dict[str, Any], spec: Any, live: bool) -> str:
         hours = record.get("node_hours")
         return "" if hours is None else f"{hours:.4f} node-hours (no price)"
     text = f"${record['usd']:.4f}"
+    if record.get("unpriced_node_hours"):
+        text += f" and {record['unpriced_node_hours']:.4f} node-hours without a price"
     text += f" of ${spec.max_usd:g}" if spec.max_usd is not None else ""
     if live and record.get("forecast_usd") is not None:
         text += f", about ${record['forecast_usd']:.4f} in the end"

@@ -15,6 +15,7 @@ from sundog.market.prices import cost_between, price_at
 from sundog.storage.root import Root
 
 _REREAD_S = 60.0  # a node's price may change while it lives
+_MISSED_S = 5.0  # a new node's record comes seconds after its node
 
 
 class Prices:
@@ -36,7 +37,7 @@ class Prices:
 
     def record(self, node_id: str) -> dict[str, Any]:
         read_s, record = self._records.get(node_id, (float("-inf"), {}))
-        if self._clock.monotonic_s() - read_s > _REREAD_S:
+        if self._clock.monotonic_s() - read_s > (_REREAD_S if record else _MISSED_S):
             try:
                 record = json.loads(self._root.read(f"nodes/{node_id}.json"))
             except (SundogError, ValueError):

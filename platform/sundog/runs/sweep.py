@@ -89,6 +89,7 @@ def _conclude(
     ahead = forecast(book, conductor.total)
     done |= {
         "trials": [t.row() for t in trials], "usd": book.usd, "node_hours": book.node_hours,
+        "unpriced_node_hours": book.unpriced_hours,
         "ended_by": conductor.ending or conductor.closing, "forecast_usd": ahead.usd,
     }  # fmt: skip
     if conductor.fatal:
@@ -216,7 +217,7 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
         scheduler(spec, reports), spec, size.at_once,
         {t.name: t.reports for t in book.trials.values()},
         [t.name for t in book.trials.values() if t.ended],
-        lambda name: book.trials[name].usd or book.trials[name].node_s, room,
+        lambda name: _worth(book, book.trials[name]), room,
     )  # fmt: skip
     _announce(spec, folder, book, conductor.total, size)
     job = {
@@ -255,6 +256,11 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
             if told:
                 told.end(state)
     return conductor
+
+
+def _worth(book: Book, trial: Trial) -> float:
+    """What a trial cost, in one unit for all: dollars, or node-hours where not all have a price."""
+    return trial.node_hours if book.unpriced_hours or trial.usd is None else trial.usd
 
 
 def _trial_name(trial: Any) -> str:
@@ -314,12 +320,12 @@ def _announce(spec: SweepSpec, folder: RunFolder, book: Book, total: int, size: 
         return
     ended = sum(t.ended for t in book.trials.values())
     going = sum(not t.ended and bool(t.reports) for t in book.trials.values())
-    from sundog.runs.sweep_conduct import money
+    from sundog.runs.sweep_conduct import spending
 
     say(
         folder,
         f"going on: {ended} trials have ended, {going} resume from their checkpoints, "
-        f"{money(book.usd, book.node_hours)} spent so far",
+        f"{spending(book)} spent so far",
     )
 
 

@@ -1,18 +1,20 @@
 """What is known of each trial of a sweep: a journal in the run's folder, and its replay.
 
 `sweep.jsonl` is append-only, so a driver that is killed loses nothing but its last moments; the
-next one reads it and goes on. Decides nothing.
+next one reads it and goes on. `sweep-spent.json` beside it is the newest word on what running trials
+have cost. Decides nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sundog.errors import FormatTooNew
+from sundog.errors import FormatTooNew, NotFound
 from sundog.storage import appended
 from sundog.storage.appended import Appender
 from sundog.storage.runs import RunFolder
@@ -24,7 +26,8 @@ ENDED = ("finished", "stopped", "failed")
 @dataclass
 class Trial:
     """One trial. `value` is its best report, `reports` are (number, value); `node_s` are seconds on
-    its node, `node_hours` those as a share of the node; `usd` None: some of them have no price."""
+    its node, `node_hours` those as a share of the node, `unpriced_hours` the part of these that has
+    no price; `usd` is what the rest cost, None when all of it is unpriced."""
 
     name: str
     number: int = 0
@@ -40,6 +43,7 @@ class Trial:
     node_s: float = 0.0
     node_hours: float = 0.0
     usd: float | None = None
+    unpriced_hours: float = 0.0
     submission: int = 0
 
     @property
@@ -50,6 +54,11 @@ class Trial:
     def report(self) -> int:
         return self.reports[-1][0] if self.reports else 0
 
+    @property
+    def whole_usd(self) -> float | None:
+        """What the whole trial cost; None while a part of it has no price."""
+        return None if self.unpriced_hours else self.usd
+
     def row(self) -> dict[str, Any]:
         """For the record, `sweep show` and exports."""
         return {
@@ -57,6 +66,7 @@ class Trial:
             "steps": self.steps, "reports": len(self.reports), "state": self.state,
             "why": self.why, "metrics": self.metrics, "seconds": round(self.node_s, 3),
             "node_hours": self.node_hours, "usd": self.usd,
+            **({"unpriced_node_hours": self.unpriced_hours} if self.unpriced_hours else {}),
         }  # fmt: skip
 
 
@@ -71,9 +81,14 @@ class Book:
 
     @property
     def usd(self) -> float | None:
-        """Dollars spent so far; None when nothing of it has a price."""
+        """Dollars spent so far, as far as there were prices; None when nothing of it has one."""
         known = [t.usd for t in self.trials.values() if t.usd is not None]
         return sum(known) if known else None
+
+    @property
+    def unpriced_hours(self) -> float:
+        """Node-hours that are not in `usd`."""
+        return sum(t.unpriced_hours for t in self.trials.values())
 
     @property
     def node_hours(self) -> float:
@@ -95,10 +110,7 @@ class Book:
             self.mode = entry["mode"]
             self.submissions += 1
         elif kind == "spent":
-            self.elapsed_s = entry["elapsed_s"]
-            for name, spent in entry["trials"].items():
-                trial = self.trials[name]
-                trial.node_s, trial.node_hours, trial.usd = spent
+            self._spent(entry)
         elif kind == "trial":
             self.trials[entry["trial"]] = Trial(
                 entry["trial"], entry["number"], entry["repeat"], entry["params"],
@@ -110,6 +122,16 @@ class Book:
             trial = self.trials[entry["trial"]]
             trial.state, trial.why = entry["state"], entry["why"]
             trial.params = entry.get("params", trial.params)
+
+    def _spent(self, entry: dict[str, Any]) -> None:
+        self.elapsed_s = max(self.elapsed_s, entry["elapsed_s"])
+        for name, (node_s, node_hours, usd) in entry["trials"].items():
+            trial = self.trials.get(name)
+            if trial is None or node_s < trial.node_s:
+                continue  # an older total
+            trial.node_s, trial.node_hours, trial.usd = node_s, node_hours, usd
+            before = node_hours if usd is None else 0.0  # journals that did not tell them apart
+            trial.unpriced_hours = entry.get("unpriced", {}).get(name, before)
 
     def _report(self, trial: Trial, entry: dict[str, Any]) -> None:
         value = float(entry["value"]) if entry["value"] is not None else math.nan
@@ -136,8 +158,29 @@ class Journal:
         self.book.apply(entry)
         self._file.append(f"{text}\n".encode())
 
+    def spend(self, trials: Iterable[Trial], lasting: bool) -> None:
+        """What these trials have cost. `lasting` goes into the journal; the rest replaces what was
+        said before, so that it can be said often on any root. All of the journal is in the root
+        when this returns."""
+        some = list(trials)
+        entry = {
+            "what": "spent", "format": FORMAT, "elapsed_s": self.book.elapsed_s,
+            "trials": {t.name: [t.node_s, t.node_hours, t.usd] for t in some},
+            "unpriced": {t.name: t.unpriced_hours for t in some},
+        }  # fmt: skip
+        text = json.dumps(_finite(entry)).encode()
+        if lasting:
+            self._file.append(text + b"\n")
+        else:
+            self._folder.root.write(spent_key(self._folder), text)
+        self.flush()
+
     def flush(self) -> None:
         self._file.flush()
+
+
+def spent_key(folder: RunFolder) -> str:
+    return folder.key("sweep-spent.json")
 
 
 def key(folder: RunFolder) -> str:
@@ -149,6 +192,8 @@ def read(folder: RunFolder) -> Book:
     book = Book()
     for entry in entries(folder):
         book.apply(entry)
+    with suppress(NotFound, ValueError):
+        book.apply(json.loads(folder.root.read(spent_key(folder))))
     return book
 
 

@@ -16,8 +16,9 @@ from sundog import telemetry
 from sundog.clock import WALL, Clock
 from sundog.rayapi.tune_feed import Wanted
 from sundog.runs.driver import say
-from sundog.runs.sweep_book import Journal, Trial
-from sundog.runs.sweep_purse import Purse, Rates, charge, forecast
+from sundog.runs.sweep_book import Book, Journal, Trial
+from sundog.runs.sweep_meter import Meter
+from sundog.runs.sweep_purse import Purse, Rates, forecast
 from sundog.runs.sweep_schedule import Watched
 from sundog.runs.sweep_search import Search
 from sundog.runs.sweep_table import best_of
@@ -28,6 +29,7 @@ from sundog.storage.runs import RunFolder
 _TICK_S = 0.5  # how often time becomes money
 _PAUSES_S = 0.2  # how often it is looked at who is paused
 _WRITE_S = 2.0  # how often that is written down: what a killed driver forgets at most
+_PATIENCE_S = 60.0  # a new node's price is known seconds after its first trial began
 _SHOW_S = 5.0
 _RECORD_S = 1.0  # of many short trials not each one changes the record
 
@@ -49,14 +51,16 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._spec, self._folder, self._journal, self._search = spec, folder, journal, search
         self._tracking = tracking
         self.book, self._clock = journal.book, clock
-        self._rates, self._nodes = rates, nodes
-        self.purse = Purse(spec, self.book)
+        unpriced = [t for t in self.book.trials.values() if t.unpriced_hours]
+        self.meter = Meter(self.book, rates, nodes)
+        if any(not t.unpriced_hours for t in unpriced):
+            journal.spend(unpriced, lasting=True)
+        self.purse = Purse(spec, self.book, lambda: self.meter.dearest_usd_hour)
         self.watched: Watched | None = None
         self.ending: str | None = None  # why no trial goes on
         self.closing: str | None = None  # why no trial begins
         self.fatal: tuple[str, str] | None = None
-        self._rows: dict[str, tuple[float, float | None]] = {}  # node -> (share, $/h)
-        self._where: dict[str, list[str]] = {}  # the nodes of a trial's workers, one each
+        self._unpriced: set[str] = set()  # nodes that were named for having no price
         self._waiting = [t for t in self.book.trials.values() if not t.ended]
         # A driver may have died between the repeats of one configuration.
         self._fresh = [
@@ -135,7 +139,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
     ) -> None:
         known = self.book.trials[trial.trial_id]
         if result.get("nodes"):
-            self._where[known.name] = result["nodes"]
+            self.meter.placed(known.name, result["nodes"])
         if "fault" in result:
             if result["fatal"]:
                 self.fatal = (result["fault"], result["fix"])
@@ -182,9 +186,9 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     def _end(self, trial: Trial, state: str, why: str) -> None:
         self._tick()
-        self._live.discard(trial.name)
         self._journal.write("state", trial=trial.name, state=state, why=why)
-        self._write_spent([trial])
+        self._write_spent(lasting=True)
+        self._live.discard(trial.name)
         self._tell_search(trial)
         self._folder.event(telemetry.TRIAL_FINISHED, **trial.row())
         self._track(trial)
@@ -221,7 +225,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             self._noted_s = now_s
             self._note_pauses()
         if now_s - self._written_s >= _WRITE_S:
-            self._write_spent([self.book.trials[n] for n in self._live])
+            self._write_spent()
         if now_s - self._shown_s >= _SHOW_S:
             self._record()
 
@@ -230,25 +234,26 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         now_s = self._clock.monotonic_s()
         passed, self._last_s = now_s - self._last_s, now_s
         self.book.elapsed_s += passed
-        watched = self.watched
-        for name, status in (watched.statuses() if watched else {}).items():
-            if watched and status == "RUNNING" and name in self._live:
-                nodes: list[str | None] = [*self._where.get(name, ())] or [None] * watched.workers
-                charge(self.book.trials[name], passed, [self._rate(node) for node in nodes])
-        self.ending = self.ending or self.purse.empty()
+        if watched := self.watched:
+            some = [n for n, s in watched.statuses().items() if s == "RUNNING" and n in self._live]
+            self.meter.charge(some, passed, watched.workers)
+        self.ending = self.ending or self.purse.empty() or self._priceless()
 
-    def _rate(self, node: str | None) -> tuple[float, float | None]:
-        """(share, $/h) of a node; of the dearest one until a trial has said where it runs."""
-        if node is None or node not in self._rows:
-            self._rows = {
-                n: (self._rates.share(have), self._rates.usd_hour(n))
-                for n, have in self._nodes().items()
-                if self._rates.holds(have)
-            }
-        if node in self._rows:
-            return self._rows[node]
-        priced = list(self._rows.values()) or [(1.0, None)]
-        return max(priced, key=lambda r: r[0] * (r[1] or math.inf))
+    def _priceless(self) -> str | None:
+        """Why a budget in dollars cannot be kept any longer; names nodes without a price once."""
+        nodes = self.meter.without_price(_PATIENCE_S)
+        fresh = [n[:12] or "of a trial" for n in nodes if n not in self._unpriced]
+        if not fresh:
+            return None
+        self._unpriced |= set(nodes)
+        text = f"the price of node {', '.join(fresh)} is not known"
+        if self._spec.max_usd is not None:
+            return (
+                f"{text}, so max_usd cannot be kept: write usd_node_hour, what it is worth to you"
+            )
+        if self.book.usd is not None:
+            say(self._folder, f"{text}: its hours are counted apart from the dollars")
+        return None
 
     def _note_pauses(self) -> None:
         for name, status in (self.watched.statuses() if self.watched else {}).items():
@@ -262,17 +267,14 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         reasons = getattr(self.watched.inner, "reasons", {}) if self.watched else {}
         return str(reasons.get(name, "waits for others"))
 
-    def _write_spent(self, trials: list[Trial]) -> None:
+    def _write_spent(self, lasting: bool = False) -> None:
         self._written_s = self._clock.monotonic_s()
-        self._journal.write(
-            "spent", elapsed_s=self.book.elapsed_s,
-            trials={t.name: [t.node_s, t.node_hours, t.usd] for t in trials},
-        )  # fmt: skip
+        self._journal.spend([self.book.trials[n] for n in sorted(self._live)], lasting)
 
     def close(self) -> None:
         """Write down what is left to say; trials that were cut short wait for the next submission."""
         self._tick()
-        self._write_spent([self.book.trials[n] for n in self._live])
+        self._write_spent(lasting=True)
         for name in sorted(self._live):
             trial = self.book.trials[name]
             if trial.step >= trial.steps > 0:
@@ -303,7 +305,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         line = f"  {ended}/{self.total}  {trial.name} · {value} · step {trial.step}/{trial.steps}"
         if trial.state == "failed":
             line += f" · failed: {trial.why}"
-        say(self._folder, f"{line} · {money(self.book.usd, self.book.node_hours)} so far")
+        say(self._folder, f"{line} · {spending(self.book)} so far")
         if self._clock.monotonic_s() - self._shown_s >= _RECORD_S:
             self._record()
 
@@ -313,7 +315,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         ahead = forecast(self.book, self.total)
         self._folder.update(
             step=ended, steps=self.total, usd=self.book.usd, node_hours=self.book.node_hours,
-            forecast_usd=ahead.usd, forecast_node_hours=ahead.node_hours,
+            unpriced_node_hours=self.book.unpriced_hours, forecast_usd=ahead.usd,
+            forecast_node_hours=ahead.node_hours,
         )  # fmt: skip
 
 
@@ -321,14 +324,22 @@ def objectives(trial: Trial, spec: SweepSpec) -> list[float] | None:
     """Its best report in the order of the spec's objectives; usd and seconds are what it cost."""
     if trial.value is None:
         return None
-    measured = {**trial.metrics, "seconds": trial.node_s, "usd": trial.usd}
+    measured = {**trial.metrics, "seconds": trial.node_s, "usd": trial.whole_usd}
     row = [trial.metrics.get(spec.metric, trial.value), *(measured.get(n) for n in spec.also)]
-    return None if any(v is None for v in row) else [float(v) for v in row if v is not None]
+    found = [float(v) for v in row if v is not None and math.isfinite(v)]
+    return found if len(found) == len(row) else None
 
 
-def money(usd: float | None, node_hours: float) -> str:
-    """`$0.0031` or, without prices, `0.004 node-hours`."""
-    return f"{node_hours:.4f} node-hours" if usd is None else f"${usd:.4f}"
+def spending(book: Book) -> str:
+    return money(book.usd, book.node_hours, book.unpriced_hours)
+
+
+def money(usd: float | None, node_hours: float, unpriced: float = 0.0) -> str:
+    """`$0.0031` or, without prices, `0.004 node-hours`; with some, both."""
+    if usd is None:
+        return f"{node_hours:.4f} node-hours"
+    more = f" and {unpriced:.4f} node-hours without a price" if unpriced else ""
+    return f"${usd:.4f}{more}"
 
 
 def lost(trial: Any) -> str:

@@ -5,7 +5,7 @@ Prices come from the nodes' own records in the storage root, else from the spec;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from sundog.clock import WALL, Clock
@@ -23,13 +23,13 @@ class Rates:
     def __init__(
         self, root: Root, need: Mapping[str, float], fallback: float | None, clock: Clock = WALL
     ) -> None:
-        self._need, self._fallback, self._clock = need, fallback, clock
+        self._need, self.fallback, self._clock = need, fallback, clock
         self._prices = Prices(root, clock)
 
     def usd_hour(self, node_id: str) -> float | None:
         """The whole node's price now, the spec's `usd_node_hour` where it has none, else None."""
         price = price_at(self._prices.record(node_id), self._clock.now_s())
-        return self._fallback if price is None else price
+        return self.fallback if price is None else price
 
     def holds(self, node: Mapping[str, float]) -> bool:
         """Whether a worker fits into a node with these resources."""
@@ -44,15 +44,23 @@ class Rates:
 def charge(trial: Trial, seconds: float, workers: Iterable[tuple[float, float | None]]) -> None:
     """Add `seconds` to what a trial cost, whose workers have each a share of a node at $/hour.
 
-    Once a part has no price, the whole has none."""
-    priceless = trial.usd is None and trial.node_s > 0
+    Dollars are those that are known; what has no price is counted apart, in node-hours."""
     trial.node_s += seconds
     for share, usd_hour in workers:
-        trial.node_hours += seconds / 3600 * share
-        if usd_hour is None or priceless:
-            trial.usd, priceless = None, True
+        hours = seconds / 3600 * share
+        trial.node_hours += hours
+        if usd_hour is None:
+            trial.unpriced_hours += hours
         else:
-            trial.usd = (trial.usd or 0.0) + seconds / 3600 * share * usd_hour
+            trial.usd = (trial.usd or 0.0) + hours * usd_hour
+
+
+def pay(trial: Trial, hours: float, usd_hour: float) -> None:
+    """The price of so many of the trial's node-hours became known."""
+    if hours > 0:
+        left = trial.unpriced_hours - hours
+        trial.unpriced_hours = left if left > 1e-12 else 0.0
+        trial.usd = (trial.usd or 0.0) + hours * usd_hour
 
 
 def require_prices(spec: SweepSpec, unpriced: Iterable[str]) -> None:
@@ -86,7 +94,7 @@ def forecast(book: Book, total: int) -> Forecast:
     hours = sum(t.node_hours for t in ended) / len(ended)
     node_hours = sum(t.node_hours for t in ended) + left * hours
     node_hours += sum(max(t.node_hours, hours) for t in begun)
-    if book.usd is None or any(t.usd is None for t in ended):
+    if book.usd is None or any(t.whole_usd is None for t in ended):
         return Forecast(None, node_hours)
     usd = sum(t.usd or 0.0 for t in ended) / len(ended)
     whole = sum(t.usd or 0.0 for t in ended) + left * usd
@@ -94,15 +102,23 @@ def forecast(book: Book, total: int) -> Forecast:
 
 
 class Purse:
-    """The caps of a sweep against what its book says."""
+    """The caps of a sweep against what its book says. What has no price yet counts against `max_usd`
+    at the `dearest` price an hour of a whole node that is known."""
 
-    def __init__(self, spec: SweepSpec, book: Book) -> None:
-        self._spec, self._book = spec, book
+    def __init__(
+        self, spec: SweepSpec, book: Book, dearest: Callable[[], float | None] = lambda: None
+    ) -> None:
+        self._spec, self._book, self._dearest = spec, book, dearest
+
+    def spent_usd(self) -> float:
+        """At most, if the dearest node bounds what is not known."""
+        unpriced = self._book.unpriced_hours
+        return (self._book.usd or 0.0) + (unpriced * (self._dearest() or 0.0) if unpriced else 0.0)
 
     def empty(self) -> str | None:
         """Why the sweep has to end now, or None."""
-        usd, spec = self._book.usd or 0.0, self._spec
-        if spec.max_usd is not None and usd >= spec.max_usd:
+        spec = self._spec
+        if spec.max_usd is not None and self.spent_usd() >= spec.max_usd:
             return f"the budget of ${spec.max_usd:g} is spent"
         if spec.max_time is not None and self._book.elapsed_s >= spec.max_time:
             return f"its time of {spec.max_time:g} s is over"
@@ -116,13 +132,13 @@ class Purse:
         first = self.first_report_usd()
         if self._spec.max_usd is None or first is None:
             return None
-        left = self._spec.max_usd - (self._book.usd or 0.0)
+        left = self._spec.max_usd - self.spent_usd()
         if left >= first:
             return None
         return f"${max(left, 0):.2g} of the budget are left; a first report costs ${first:.2g}"
 
     def first_report_usd(self) -> float | None:
         """What trials paid for one report, in the mean; None when none reported or has a price."""
-        told = [t for t in self._book.trials.values() if t.reports and t.usd is not None]
+        told = [t for t in self._book.trials.values() if t.reports and t.whole_usd is not None]
         reports = sum(len(t.reports) for t in told)
         return sum(t.usd or 0.0 for t in told) / reports if reports else None

@@ -70,7 +70,7 @@ def cells(trials: Sequence[Trial], spec: SweepSpec) -> tuple[list[str], list[lis
     head += ["usd", "node_hours", "state", "why"]
     rows: list[list[Any]] = []
     for t in trials:
-        measured = {**t.metrics, "seconds": t.node_s, "usd": t.usd}
+        measured = {**t.metrics, "seconds": t.node_s, "usd": t.whole_usd}
         row: list[Any] = [t.name, *(t.params.get(n) for n in names), t.value]
         row += [measured.get(n) for n in spec.also]
         row += [f"{t.step}/{t.steps}", *([rung(t, spec)] if rungs else [])]
@@ -99,7 +99,8 @@ def summary(trials: Sequence[Trial], best: Trial | None, spec: SweepSpec) -> str
     early = sum(t.state == "stopped" for t in trials)
     failed = sum(t.state == "failed" for t in trials)
     known = [t.usd for t in trials if t.usd is not None]
-    spent = money(sum(known) if known else None, sum(t.node_hours for t in trials))
+    unpriced = sum(t.unpriced_hours for t in trials)
+    spent = money(sum(known) if known else None, sum(t.node_hours for t in trials), unpriced)
     parts = [f"{len(trials)} trials", f"{early} stopped early"]
     parts += [f"{failed} failed"] if failed else []
     if best is not None:

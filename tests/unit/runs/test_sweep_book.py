@@ -9,7 +9,7 @@ from test_sweep_space import spec
 from sundog.errors import SpecError
 from sundog.runs import sweep_book
 from sundog.runs.sweep_book import Book, Journal, Trial
-from sundog.runs.sweep_purse import Purse, Rates, charge, forecast, require_prices
+from sundog.runs.sweep_purse import Purse, Rates, forecast, require_prices
 from sundog.runs.sweep_table import best_of, cells, front, rung, table, write
 from sundog.storage.root import open_root
 from sundog.storage.runs import new_run
@@ -44,16 +44,6 @@ def test_a_book_is_rebuilt_from_its_journal_even_when_the_last_line_is_cut(folde
     assert book.trials["trial-001"].state == "failed"
     assert book.trials["trial-001"].value is None
     assert (book.elapsed_s, book.submissions, book.numbers()) == (7.5, 1, 2)
-
-
-def test_a_priceless_part_makes_the_whole_priceless_and_hours_go_on():
-    trial = Trial("t")
-    charge(trial, 3600, [(0.5, 2.0)])
-    assert trial.usd == 1.0
-    charge(trial, 3600, [(0.5, None)])
-    charge(trial, 3600, [(0.5, 2.0)])
-    assert trial.usd is None
-    assert trial.node_hours == 1.5
 
 
 def test_a_rate_is_the_nodes_own_price_else_the_spec_s(folder):
