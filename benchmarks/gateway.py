@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,14 @@ def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
             wait(lambda: httpx.get(url, trust_env=False).status_code == 405)
             yield url, [process.pid]
         return
+    metrics, stats = free_ports(2)
+    own = {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+    }
     with (
-        variables(RAY[name]),
+        variables(RAY[name] | own),
+        haproxies_ended(),
         LocalRay("file:///nonexistent", num_cpus=2, object_store_bytes=256 * 2**20) as ray,
     ):
         environment = ray.environment() | {"RAY_ADDRESS": ray.endpoints.gcs}
@@ -148,6 +154,23 @@ def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
                     break
             pids = [p.pid for p in ray.processes()] + [process.pid]
             yield f"http://127.0.0.1:{port}/v2/models/mlp/infer", pids
+
+
+@contextmanager
+def haproxies_ended() -> Iterator[None]:
+    """Ray's own HAProxy outlives a Ray that is stopped: end those that came meanwhile."""
+
+    def there() -> dict[int, psutil.Process]:
+        return {p.pid: p for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"}
+
+    before = there()
+    try:
+        yield
+    finally:
+        for pid, process in there().items():
+            if pid not in before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @contextmanager
@@ -355,7 +378,8 @@ def main() -> None:
                 with opened as (url, pids):
                     check_answer(url, body, expected)
                     rows += measure(row, url, pids, script, seconds, repeats)
-            except SystemExit as error:  # of a peer: the others are still worth a number
+            except (SystemExit, httpx.HTTPError) as error:
+                # Of a peer: the others are still worth a number.
                 if row in (*OWN, EDGE):
                     raise
                 print(f"{row}: left out: {error}", flush=True)

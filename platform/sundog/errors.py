@@ -115,3 +115,8 @@ class LeaseHeld(SundogError):
 
 class LeaseLost(SundogError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

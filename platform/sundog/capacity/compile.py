@@ -17,8 +17,6 @@ from sundog.capacity.check import Bought, check, price_days, read_spec
 from sundog.errors import SpecError
 from sundog.market.prices import PriceBook
 
-TARGETS = {"aws": "aws", "gcp": "gcp", "azure": "azure", "onprem": "local", "kuberay": "kuberay"}
-
 
 @dataclass(frozen=True)
 class Compiled:

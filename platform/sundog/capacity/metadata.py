@@ -6,6 +6,7 @@ no notice at all, never an exception that ends the caller.
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -64,8 +65,8 @@ class _Http:
             if error.code == 404:
                 return None
             raise MetadataUnavailable(f"{path}: HTTP {error.code}") from None
-        except (OSError, ValueError) as error:
-            raise MetadataUnavailable(f"{path}: {error}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise MetadataUnavailable(f"{path}: {type(error).__name__} {error}") from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

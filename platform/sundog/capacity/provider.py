@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 CLUSTER_TAG = "ray-cluster-name"
 NAME_TAG, RAY_NAME = "Name", "ray-node-name"
 NODE_TYPE_TAG = "ray-user-node-type"
-STATUS_TAG = "ray-node-status"
 
 
 class ElasticProvider(NodeProvider):  # type: ignore[misc]

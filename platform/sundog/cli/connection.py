@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sundog.errors import ClusterError, SpecError
+from sundog.errors import ClusterError, SpecError, first_line
 from sundog.rayapi.local import Endpoints, read_record
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def control() -> ControlClient:
         )
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(
-            f"no Ray at {os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}",
+            f"no Ray at {os.environ['RAY_ADDRESS']}: {first_line(error)}",
             'is it up? eval "$(sundog env)" in its folder',
         ) from None
     return ControlClient()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sundog.errors import RunError
+from sundog.errors import RunError, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -85,7 +85,7 @@ def list_row_groups(
                 here = file.schema_arrow
         except (pa.ArrowInvalid, OSError) as error:
             raise RunError(
-                f"data: {path} cannot be read as Parquet: {str(error).splitlines()[0]}",
+                f"data: {path} cannot be read as Parquet: {first_line(error)}",
                 "take it out of the folder, or write it again",
             ) from None
         if schema is not None and here.names != schema.names:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.distributed as dist
 
-from sundog.errors import RunError
+from sundog.errors import RunError, first_line
 from sundog.runs.reduction import Node, add_up, partials
 from sundog.runs.sampler import share
 
@@ -133,7 +133,7 @@ class Group:
         # A ring only tells a dead worker's neighbours. Closing our own side tells ours, and so on:
         # else the others would wait for the timeout.
         self.leave()
-        return PeerLost(f"a worker stopped answering: {_first_line(error)}")
+        return PeerLost(f"a worker stopped answering: {first_line(error)}")
 
     def _in_order(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
@@ -225,7 +225,3 @@ def connect(
         backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)
     )
     return Group(exact=exact)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sundog.errors import NotFound, SundogError
+from sundog.errors import NotFound, SundogError, first_line
 from sundog.runs.sampler import mix, permuted
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_table(path: Path) -> pyarrow.Table:
         return pyarrow.parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise SundogError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}", "give a .parquet or .csv file"
+            f"{path} cannot be read: {first_line(error)}", "give a .parquet or .csv file"
         ) from None
 
 

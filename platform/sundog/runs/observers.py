@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from sundog import telemetry
-from sundog.errors import RunError, SundogError
+from sundog.errors import RunError, SundogError, first_line
 from sundog.runs.driver import say
 from sundog.storage.runs import RunFolder
 
@@ -83,7 +83,7 @@ class MlFlow:
             self._run_id = self._mlflow.active_run().info.run_id
         except self._faults as error:
             raise RunError(
-                f"MLflow at {address} does not answer: {str(error).splitlines()[0][:200]}",
+                f"MLflow at {address} does not answer: {first_line(error)}",
                 "start it, or unset MLFLOW_TRACKING_URI",
             ) from None
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 
-from sundog.errors import ClusterError, RunError
+from sundog.errors import ClusterError, RunError, first_line
 from sundog.storage.root import Root, open_root, require_shared
 
 
@@ -27,7 +27,7 @@ def connect() -> None:
         )
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(
-            f"no Ray cluster to run on: {str(error).splitlines()[0]}",
+            f"no Ray cluster to run on: {first_line(error)}",
             "start one with `make up`, or submit the job: ray job submit -- python jobs/train.py …",
         ) from None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sundog.errors import RecipeError, RunError
+from sundog.errors import RecipeError, RunError, first_line
 from sundog.runs.recipe import blamed, fetch
 from sundog.runs.reduction import Node, partials
 from sundog.runs.sampler import mix, share
@@ -280,7 +280,7 @@ def refuse_inexact(model: torch.nn.Module) -> None:
 
 def other_model(step: Any, error: Exception) -> RunError:
     return RunError(
-        f"the checkpoint of step {step} is of another model: {str(error).splitlines()[0]}",
+        f"the checkpoint of step {step} is of another model: {first_line(error)}",
         "start a new run (--run-id), or put the recipe back as it was",
     )
 

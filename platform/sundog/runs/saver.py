@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sundog.clock import WALL, Clock
-from sundog.errors import Corrupt, RunError, SundogError
+from sundog.errors import Corrupt, RunError, SundogError, first_line
 from sundog.runs import ledger
 from sundog.runs.checkpoint import Checkpoint, Checkpoints
 from sundog.runs.interval import Cadence
@@ -122,8 +122,8 @@ class Saver:
             size = self.checkpoints.save(state["step"], {STATE: buffer.getvalue()}, about)
             took_s = self._clock.monotonic_s() - began
             self._note("checkpoint", {"step": state["step"], "bytes": size, "took_s": took_s})
-        except SundogError as error:
-            self._error = error
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next offer says it
+            self._error = unwritten(state["step"], error)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -157,6 +157,17 @@ def saver_of(spec: RunSpec) -> type[Saver]:
     from sundog.runs.sharded_saver import ShardedSaver
 
     return ShardedSaver
+
+
+def unwritten(step: int, error: BaseException) -> SundogError:
+    """The fault of a background save, as the run is told of it."""
+    if isinstance(error, SundogError):
+        return error
+    return RunError(
+        f"the checkpoint of step {step} could not be written: {type(error).__name__}: "
+        f"{first_line(error)}",
+        "the last good one is kept: see to memory and disk, and submit the same run id again",
+    )
 
 
 def segment_name(entries: list[ledger.Entry]) -> list[str]:

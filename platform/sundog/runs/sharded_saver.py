@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from sundog.errors import RunError, SundogError
+from sundog.errors import RunError, SundogError, first_line
 from sundog.runs import ledger
 from sundog.runs.checkpoint import Checkpoint
 from sundog.runs.replica import other_model
-from sundog.runs.saver import Saver, other_layout, segment_name
+from sundog.runs.saver import Saver, other_layout, segment_name, unwritten
 
 if TYPE_CHECKING:
     from sundog.runs.loop import Loop
@@ -88,13 +88,17 @@ class ShardedSaver(Saver):
         segment: list[str], plan: ledger.Plan, entries: list[ledger.Entry], began: float,
     ) -> None:  # fmt: skip
         try:
-            if written is not None:
-                written.result()
-            files = self.checkpoints.put(step, _parts(scratch.name))
-            everybody: list[Any] = [files]
+            mine = self._put(written, step, scratch.name)
+            everybody: list[Any] = [mine]
             if self._group is not None:
                 everybody = [None] * self._world
-                dist.all_gather_object(everybody, files, group=self._group)
+                try:
+                    dist.all_gather_object(everybody, mine, group=self._group)
+                except RuntimeError:
+                    return  # the group fell apart meanwhile: this checkpoint was never committed
+            for found in everybody:
+                if isinstance(found, SundogError):
+                    raise found
             if rank == 0:
                 for name in segment:
                     self._root.write(f"{self._folder}/ledger/{name}", ledger.encode(plan, entries))
@@ -103,12 +107,19 @@ class ShardedSaver(Saver):
                 size = sum(file["bytes"] for file in merged.values())
                 took_s = self._clock.monotonic_s() - began
                 self._note("checkpoint", {"step": step, "bytes": size, "took_s": took_s})
-        except SundogError as error:
-            self._error = error
-        except RuntimeError:
-            return  # the group fell apart meanwhile: this checkpoint was never committed
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next offer says it
+            self._error = unwritten(step, error)
         finally:
             scratch.cleanup()
+
+    def _put(self, written: Any, step: int, folder: str) -> dict[str, Any] | SundogError:
+        """This worker's files by name, or why there are none: the others wait to hear of it."""
+        try:
+            if written is not None:
+                written.result()
+            return self.checkpoints.put(step, _parts(folder))
+        except (Exception, dcp.CheckpointException) as error:  # noqa: BLE001 - torch's is no Exception
+            return unwritten(step, error)
 
     def load(self, loop: Loop, step: int) -> None:
         """Read this place's shards of checkpoint `step`, whatever the number of workers then."""
@@ -124,7 +135,7 @@ class ShardedSaver(Saver):
                     state, storage_reader=dcp.FileSystemReader(folder), no_dist=self._world == 1
                 )
             except (dcp.CheckpointException, ValueError, RuntimeError, KeyError) as error:
-                raise other_model(step, RunError(_first_line(error))) from None
+                raise other_model(step, RunError(first_line(error))) from None
         loop.replica.load({**state, "step": step})
         loop.step = step
         loop.metrics = dict(checkpoint.about["metrics"])
@@ -152,7 +163,3 @@ def _parts(folder: str) -> dict[str, bytes]:
 def _lay_out(checkpoint: Checkpoint, folder: str) -> None:
     for name, data in checkpoint.parts.items():
         Path(folder, Path(name).name).write_bytes(data)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

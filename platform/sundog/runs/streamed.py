@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sundog.errors import Corrupt, NotFound, RecipeError
+from sundog.errors import Corrupt, NotFound, RecipeError, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -135,7 +135,7 @@ class RowGroups:
             with self._io:
                 table = self._file(number).read_row_group(inside, columns=self.columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(number, str(error).splitlines()[0]) from error
+            raise self._damaged(number, first_line(error)) from error
         columns = {name: _array(table.column(name), name, self.data.ref) for name in self.columns}
         with self._lock:
             reads = self.reads
@@ -158,7 +158,7 @@ class RowGroups:
             except FileNotFoundError:
                 raise self._damaged(number, "it is gone") from None
             except (pa.ArrowInvalid, OSError) as error:
-                raise self._damaged(number, str(error).splitlines()[0]) from error
+                raise self._damaged(number, first_line(error)) from error
         return self._files[number]
 
     def _damaged(self, number: int, why: str) -> Corrupt:

@@ -35,10 +35,3 @@ class Authoriser(Protocol):
     def authorise(self, headers: Headers, service: str) -> Identity | Refusal:
         """Who asks for `service`, or why they may not. Header names are lower-case bytes."""
         ...
-
-
-class AllowAll:
-    """Nobody is asked for a key. For a gateway that listens on loopback only."""
-
-    def authorise(self, headers: Headers, service: str) -> Identity | Refusal:
-        return ANONYMOUS

@@ -178,7 +178,6 @@ class KuberayCloud(Spec):
     )
     region: str
     spot_taint: str | None = Field(None, description="a taint of spot nodes that pods tolerate")
-    storage_class: str | None = None
 
 
 class Cloud(Spec):

@@ -18,7 +18,7 @@ from sundog.clock import WALL, Clock
 from sundog.errors import Corrupt, NotFound
 from sundog.storage.documents import Migrations, decode, encode, require_name
 from sundog.storage.numbers import commit_next, near, parse_version, taken
-from sundog.storage.root import Root
+from sundog.storage.root import Root, file_digest
 
 if TYPE_CHECKING:
     import pyarrow
@@ -117,7 +117,7 @@ def write_dataset(
             split: _parquet(table, Path(folder), require_name(split, "split"), group_bytes)
             for split, table in splits.items()
         }
-        hashes = {split: tuple(_file_digest(f) for f in files) for split, files in local.items()}
+        hashes = {split: tuple(file_digest(f) for f in files) for split, files in local.items()}
         existing = _same(root, name, hashes, about)
         if existing:
             return existing
@@ -223,11 +223,6 @@ def _parquet(table: pyarrow.Table, folder: Path, split: str, group_bytes: int) -
         pyarrow.parquet.write_table(table.slice(start, rows), path, row_group_size=group)
         paths.append(path)
     return paths
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(ref: str, what: str) -> Corrupt:

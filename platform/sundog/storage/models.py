@@ -7,7 +7,6 @@ Layout: `models/<name>/<version>/model.json` (its creation is the commit), files
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from sundog.storage import holds as held
 from sundog.storage.datasets import digest
 from sundog.storage.documents import require_name
 from sundog.storage.numbers import commit_next, near, parse_version, taken
-from sundog.storage.root import Root, checked
+from sundog.storage.root import Root, checked, file_digest
 from sundog.storage.signature import Signature, TensorSpec
 from sundog.storage.versions import (
     FOLDER,
@@ -78,7 +77,7 @@ class Registry:
             signature=signature,
             metrics=dict(metrics),
             lineage=dict(lineage),
-            files={path: _file_digest(local) for path, local in sorted(files.items())},
+            files={path: file_digest(local) for path, local in sorted(files.items())},
             created_s=self._clock.now_s(),
             files_at=files_at,
             entry=entry,
@@ -386,8 +385,3 @@ def _source_files(folder: Path) -> list[Path]:
         and "__pycache__" not in path.parts
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib
 import inspect
 import os
@@ -21,11 +20,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sundog.errors import Corrupt, NotFound, SundogError, Unsafe
+from sundog.errors import Corrupt, NotFound, SundogError, Unsafe, first_line
 from sundog.storage.models import ModelVersion
-from sundog.storage.root import Root
+from sundog.storage.root import Root, file_digest
 from sundog.storage.safety import check_safe
-from sundog.storage.signature import ANY, DATATYPES, Signature, TensorSpec, datatype_of
+from sundog.storage.signature import ANY, Signature, TensorSpec, datatype_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +81,7 @@ def export_program(
             program = torch.export.export(model.eval(), (), kwargs=examples, dynamic_shapes=shapes)
     except (RuntimeError, TypeError, ValueError) as error:
         raise SundogError(
-            f"{type(model).__name__} does not export: {str(error).strip().splitlines()[0]}",
+            f"{type(model).__name__} does not export: {first_line(error)}",
             fix="make forward take tensors of any batch size without branching on their values, "
             "or register it as a python model",
         ) from error
@@ -155,10 +154,12 @@ def load_model(
             return _PythonModel(version, folder)
         if PROGRAM not in version.files:
             raise Corrupt(f"{version.ref} has no {PROGRAM}", fix="register it again")
-        return _ExportedModel(version.signature, load_program(folder / PROGRAM), device)
-    finally:
-        if version.kind != "python":
-            shutil.rmtree(folder, ignore_errors=True)
+        model = _ExportedModel(version.signature, load_program(folder / PROGRAM), device)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return model
 
 
 def state_of(root: Root, version: ModelVersion) -> dict[str, torch.Tensor]:
@@ -257,8 +258,7 @@ def _fetch(root: Root, version: ModelVersion, folder: Path) -> None:
         if folder.resolve() not in place.parents:
             raise Unsafe(f"{version.ref} has a file outside its folder: {path!r}")
         root.download(version.key(path), place)
-        with place.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_digest(place)
         if found != expected:
             raise Corrupt(
                 f"{path} of {version.ref} is not what was registered (sha256 {found[:12]}…, "
@@ -347,10 +347,3 @@ def _output_names(program: torch.export.ExportedProgram) -> list[str]:
     if spec.type is dict and spec.num_leaves == spec.num_children:
         return [str(key) for key in spec.context]
     return [f"output_{i}" for i in range(spec.num_leaves)]
-
-
-def numpy_dtype(datatype: str) -> np.dtype[Any]:
-    """`'FP32'` -> `dtype('float32')`."""
-    import numpy as np
-
-    return np.dtype(DATATYPES[datatype])

@@ -6,6 +6,7 @@ Every room builds its commits on `create` and `swap`; nothing here knows what th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import uuid
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 HIDDEN = "."
-REREAD = "read it again, and change what is there now"
 """Top-level names that start with this are the root's own: staging files and locks."""
+REREAD = "read it again, and change what is there now"
 
 _NOT_YET = {
     "gs": "Google Cloud Storage",
@@ -33,6 +34,12 @@ _NOT_YET = {
 }
 _HOW = "say where: SUNDOG_ROOT=file:///absolute/folder or SUNDOG_ROOT=s3://bucket/prefix"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a local file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,6 @@ class RunFolder:
 
     # -- checkpoints -----------------------------------------------------------------------
 
-    def checkpoint_prefix(self, step: int) -> str:
-        return self.key(f"checkpoints/{step}")
-
     def checkpoint_steps(self) -> list[int]:
         """Steps with anything stored, ascending; whether one is whole is its writer's to say."""
         return sorted(int(n) for n in self.root.children(self.key("checkpoints")) if n.isdigit())

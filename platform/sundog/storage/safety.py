@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sundog.errors import Unsafe
+from sundog.errors import Unsafe, first_line
 
 _FIX = (
     "do not load it; export the model again with torch.export.save from code you trust "
@@ -103,7 +103,7 @@ def _check_archive(path: Path) -> None:
     try:
         reader = PT2ArchiveReader(str(path))
     except RuntimeError as error:
-        raise _Refused(f"it is not a torch.export archive ({_first_line(error)})") from None
+        raise _Refused(f"it is not a torch.export archive ({first_line(error)})") from None
     with reader:
         names = reader.get_file_names()
         if "archive_version" not in names:
@@ -128,7 +128,7 @@ def _check_container(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise _Refused(f"it is not a ZIP archive ({_first_line(error)})") from None
+        raise _Refused(f"it is not a ZIP archive ({first_line(error)})") from None
     if len(set(names)) != len(names):
         raise _Refused("it holds two members of one name")
     if len({name.split("/", 1)[0] for name in names}) != 1 or any("/" not in n for n in names):
@@ -165,7 +165,7 @@ def _check_pickle(data: bytes, name: str) -> None:
         what = f"pickled code ({found[1]})" if found else "a pickle that is more than tensors"
         raise _Refused(f"its member {name!r} holds {what}") from None
     except Exception as error:  # noqa: BLE001 - a hostile file may fail in any way; it is refused
-        raise _Refused(f"its member {name!r} does not load ({_first_line(error)})") from None
+        raise _Refused(f"its member {name!r} does not load ({first_line(error)})") from None
 
 
 def _check_program(document: dict[str, Any]) -> None:
@@ -287,7 +287,3 @@ def _parsed(data: bytes, name: str, kind: type = dict) -> Any:
     if not isinstance(value, kind):
         raise _Refused(f"its member {name!r} is not JSON as an export writes it")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:120]

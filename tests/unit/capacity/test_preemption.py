@@ -31,6 +31,10 @@ MINE = RayNode("a" * 56, "i-1", "gpu", "RUNNING")
 OTHER = RayNode("b" * 56, "i-2", "gpu", "RUNNING")
 
 
+class Nonsense:
+    """An answer that is not even HTTP."""
+
+
 class Server:
     """`answers[path]` is (status, body) or a function of the headers that returns one."""
 
@@ -43,6 +47,9 @@ class Server:
             def _answer(self) -> None:
                 outer.seen.append((self.command, self.path))
                 found = outer.answers.get(self.path, (404, ""))
+                if found is Nonsense:
+                    self.wfile.write(b"this is no HTTP\r\n\r\n")
+                    return
                 if callable(found):
                     found = found(self.headers)
                 status, body = found
@@ -165,6 +172,7 @@ def test_advice_asks_once_for_a_spare_and_leaves_the_node_alone(server: Server) 
         lambda s: s.answers.update({"/latest/api/token": (302, "")}),
         lambda s: s.aws(spot__instance_action="<html>not json"),
         lambda s: s.aws(spot__instance_action="[1, 2]"),
+        lambda s: s.answers.update({"/latest/api/token": Nonsense}),
         lambda s: s.http.server_close() or s.http.shutdown(),
     ],
 )

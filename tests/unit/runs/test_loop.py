@@ -29,6 +29,15 @@ def saver(tmp_path, every=4, keep=2):
     return Saver(open_root(str(tmp_path)), "runs/r", keep=keep, cadence=Cadence(every))
 
 
+def test_a_save_that_fails_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+    def full(state, buffer):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match="checkpoint of step 4 could not be written: MemoryError"):
+        trained(saver=saver(tmp_path))
+
+
 def parameters(loop):
     return torch.cat([p.detach().flatten() for p in loop.params])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -72,6 +74,25 @@ def test_a_lost_shard_goes_back_to_the_checkpoint(tmp_path, world):
         assert set(group.settle()) == {"finished"}
     assert np.abs(saved(open_root(str(tmp_path)), STEPS) - single()[0]).max() < 1e-5
     assert verify(open_root(str(tmp_path)), "local").good
+
+
+def test_a_full_scratch_disk_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    spec = toy_spec(steps=STEPS, checkpoint={"every": 5, "keep": 9}, **FSDP)
+    loop = Loop(spec, Toy())
+    loop.saver = ShardedSaver(open_root(str(tmp_path)), "runs/r", keep=2, cadence=Cadence(5))
+    loop.join(Alone())
+    staged = loop.saver._stage
+
+    def gone(state, folder):
+        done = staged(state, folder)
+        shutil.rmtree(folder)
+        return done
+
+    monkeypatch.setattr(loop.saver, "_stage", gone)
+    with pytest.raises(RunError, match=r"checkpoint of step 5 could not be written: FileNotFound"):
+        loop.run()
 
 
 def test_one_worker_alone_saves_and_goes_on_as_any_number(tmp_path):

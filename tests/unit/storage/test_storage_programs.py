@@ -246,6 +246,20 @@ def test_a_python_model_s_files_lie_where_they_are_told_to(registry, tmp_path):
     assert model.predict({"x": np.array([2.0])})["y"] == [6.0]
 
 
+def test_a_model_that_does_not_load_leaves_nothing_behind(registry, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    version = registry.import_python("py", source(tmp_path / "a", 3), "mine:Model", SIGNATURE)
+    stored = registry.root.local_path(version.key("factor.py"))
+    stored.write_text("FACTOR = 4\n")
+    with pytest.raises(Corrupt, match="not what was registered"):
+        load_model(registry.root, version, allow_code=True, scratch=str(scratch))
+    stored.unlink()
+    with pytest.raises(NotFound):
+        load_model(registry.root, version, allow_code=True, scratch=str(scratch))
+    assert list(scratch.iterdir()) == []
+
+
 def test_two_versions_of_a_python_model_keep_their_own_modules(registry, tmp_path):
     one = registry.import_python("py", source(tmp_path / "a", 3), "mine:Model", SIGNATURE)
     two = registry.import_python("py", source(tmp_path / "b", 5), "mine:Model", SIGNATURE)
