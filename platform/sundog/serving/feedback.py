@@ -6,6 +6,7 @@ feedback. A score for a request that nobody remembers is refused, never guessed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from sundog.clock import WALL, Clock
 from sundog.security.authoriser import Authoriser, Refusal
 from sundog.serving.contract import BadRequest
+from sundog.serving.http_body import BODY_TIMEOUT_S
 from sundog.serving.observe import Observer
 
 KEEP_S = 3600.0
@@ -98,10 +100,14 @@ def router(remembered: Remembered, observer: Observer, authoriser: Authoriser) -
         if isinstance(verdict, Refusal):
             return _json({"error": verdict.message}, verdict.status)
         body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > 65536:
-                return _json({"error": "a score is at most 64 KiB"}, 413)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > 65536:
+                        return _json({"error": "a score is at most 64 KiB"}, 413)
+        except TimeoutError:
+            return _json({"error": f"the score did not come within {BODY_TIMEOUT_S:g} s"}, 408)
         return answer(lambda: take(body, request.headers.raw))
 
     return routes

@@ -26,7 +26,10 @@ class Gone(Exception):
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises Oversized over `limit` bytes and BadRequest 408 when it does not come."""
+    """The whole body. Raises Oversized over `limit` bytes and BadRequest 408 when it does not end.
+
+    One that does not even begin is the server's to end: every request would pay for a timer here.
+    """
     size = headers.get(b"content-length")
     if size is not None and int(size) > limit:
         raise _too_large(limit)

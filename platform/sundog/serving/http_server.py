@@ -14,17 +14,25 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_S = 10.0
 """How long the head of a request may take, from its first byte or from connecting."""
+BODY_START_S = 30.0
+"""How long the first byte of an announced body may take; what follows is the reader's to bound."""
 MAX_HEAD = 64 * 1024
 KEEP_ALIVE_S = 75
+_NO_BODY = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b'content-length: 33\r\n\r\n{"error":"the body did not come"}'
+)
 
 
 class GuardedProtocol(HttpToolsProtocol):
     head_timeout_s = HEAD_TIMEOUT_S
+    body_start_s = BODY_START_S
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head_bytes = 0
         self._in_head = True
+        self._awaits_body = False
         self._slow: asyncio.TimerHandle | None = self.loop.call_later(
             self.head_timeout_s, self._end
         )
@@ -41,10 +49,19 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if not self._in_head:
             self._head_bytes = 0
+            # Almost always the body has come with the head, and this costs nothing more.
+            cycle = self.cycle
+            awaits = cycle.more_body and not cycle.body and not cycle.response_complete
+            if awaits and self._awaits_body:
+                return  # such as the size of a chunk: the time goes on
+            self._awaits_body = awaits
             if self._slow is not None:
                 self._slow.cancel()
                 self._slow = None
+            if awaits:
+                self._wait_for_body(self.flow.read_paused)
             return
+        self._awaits_body = False
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD:
             self._end()
@@ -55,6 +72,18 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._slow is not None:
             self._slow.cancel()
         super().connection_lost(exc)
+
+    def _wait_for_body(self, unread: bool) -> None:
+        self._slow = self.loop.call_later(self.body_start_s, self._end_without_body, unread)
+
+    def _end_without_body(self, unread: bool) -> None:
+        """`unread`: it may have been here, behind a request that was still worked on."""
+        if unread or self.flow.read_paused:
+            self._wait_for_body(self.flow.read_paused)
+        elif not self.transport.is_closing():
+            if not self.cycle.response_started:
+                self.transport.write(_NO_BODY)
+            self.transport.close()
 
     def _end(self) -> None:
         if not self.transport.is_closing():

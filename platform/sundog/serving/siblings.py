@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from sundog.serving.http_body import Receive, Scope, Send
+from sundog.serving.contract import BadRequest
+from sundog.serving.http_body import Gone, Receive, Scope, Send, read_body
 
 ASKED = "x-sundog-asked-by"
 """Header of what one gateway asks another: it is not asked on."""
@@ -31,32 +32,42 @@ class Siblings:
         self._own = own
         self._here = _client(httpx.ASGITransport(pages))
         self._others: dict[str, httpx.AsyncClient] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def on_gateways(self, replicas: Iterable[Any]) -> None:
         """Serve's news of who is there."""
         paths = {str(r.metadata.get("sundog_gateway", "")) for r in replicas} - {"", self._own}
         there = {p for p in paths if Path(p).exists()}
-        self._others = {
-            p: self._others.get(p) or _client(httpx.AsyncHTTPTransport(uds=p)) for p in there
-        }
+        before, self._others = (
+            self._others,
+            {p: self._others.get(p) or _client(httpx.AsyncHTTPTransport(uds=p)) for p in there},
+        )
+        for path in set(before) - there:
+            task = asyncio.get_running_loop().create_task(before[path].aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         what = scope.get("method"), scope.get("path")
         if scope["type"] != "http" or what not in _SHARED:
             await self._pages(scope, receive, send)
             return
-        body, more = b"", True
-        while more and len(body) <= MAX_BODY:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        answer = await self._answer(scope, body)
+        try:
+            body = await read_body(dict(scope["headers"]), receive, MAX_BODY)
+        except Gone:
+            return
+        except BadRequest as error:
+            answer = httpx.Response(
+                error.status, json={"error": error.message}, headers={"connection": "close"}
+            )
+        else:
+            answer = await self._answer(scope, body)
         headers = [
             (b"content-type", answer.headers.get("content-type", "text/plain").encode()),
             (b"content-length", b"%d" % len(answer.content)),
         ]
+        if "connection" in answer.headers:
+            headers.append((b"connection", b"close"))
         await send(
             {"type": "http.response.start", "status": answer.status_code, "headers": headers}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 
 import pytest
@@ -13,6 +14,7 @@ from sundog.serving.http_server import MAX_HEAD, GuardedProtocol, build_server
 
 class Impatient(GuardedProtocol):
     head_timeout_s = 0.2
+    body_start_s = 0.2
 
 
 async def app(scope, receive, send):
@@ -20,8 +22,12 @@ async def app(scope, receive, send):
     while True:
         message = await receive()
         body += message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            return
         if not message.get("more_body"):
             break
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.6)
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
     )
@@ -85,8 +91,56 @@ async def asks_twice_after_a_pause(reader, writer):
         await asyncio.sleep(0.4)
 
 
+async def announces_a_body(reader, writer):
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n")
+    assert_told(await reader.read())
+
+
+async def announces_chunks(reader, writer):
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    await asyncio.sleep(0.05)
+    writer.write(b"4\r\n")
+    assert_told(await reader.read())
+
+
+async def announces_a_second_body(reader, writer):
+    whole = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nabcd"
+    writer.write(whole)
+    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    writer.write(whole[:-4])
+    assert_told(await reader.read())
+
+
+def assert_told(answer):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert f"content-length: {len(body)}".encode() in head
+    assert "error" in json.loads(body)
+
+
+async def has_a_body_behind_a_slow_request(reader, writer):
+    """Pipelined: the second is not read while the first is worked on, and that is nobody's fault."""
+    head = b" HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
+    writer.write(b"POST /slow" + head + b"abcd" + b"POST /" + head)
+    await asyncio.sleep(0.1)
+    writer.write(b"abcd")
+    for _ in range(2):
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize(
-    "scenario", [silent, drips, drips_a_second_request, endless_head, asks_twice_after_a_pause]
+    "scenario",
+    [
+        announces_a_body,
+        announces_chunks,
+        announces_a_second_body,
+        has_a_body_behind_a_slow_request,
+        silent,
+        drips,
+        drips_a_second_request,
+        endless_head,
+        asks_twice_after_a_pause,
+    ],
 )
 def test_clients(scenario):
     asyncio.run(talk(scenario))

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
+from sundog.serving import http_body
 from sundog.serving.siblings import Siblings, labelled, merged
 
 TEXT = '# TYPE a counter\na{service="x"} 1\n# TYPE b gauge\nb 2\n'
@@ -93,6 +94,49 @@ def test_itself_and_the_gone_are_not_asked(other):
     app.on_gateways([Replica({"sundog_gateway": p}) for p in (other, "/gone", "")])
     assert app._others == {}
     assert ask(app, "GET", "/else").text == TEXT
+
+
+def test_who_left_is_let_go_and_bodies_are_bounded(other, monkeypatch):
+    monkeypatch.setattr(http_body, "BODY_TIMEOUT_S", 0.05)
+    app = Siblings(pages(("mine",)), "one", "/nowhere")
+
+    assert ask(app, "POST", "/feedback", content=b"x" * 70_000).status_code == 413
+    refused = ask_raw(app, b"m")
+    assert refused["status"] == 408
+
+    async def news():
+        app.on_gateways([Replica({"sundog_gateway": other})])
+        [client] = app._others.values()
+        assert (await client.get("/metrics")).status_code == 200
+        app.on_gateways([])
+        while app._closing:
+            await asyncio.sleep(0)
+        assert client.is_closed
+
+    asyncio.run(news())
+
+
+def ask_raw(app, first):
+    """The start of the answer to a request whose body begins and never ends."""
+    sent = []
+
+    async def main():
+        parts = [{"type": "http.request", "body": first, "more_body": True}]
+
+        async def receive():
+            if not parts:
+                await asyncio.Event().wait()
+            return parts.pop()
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/feedback", "headers": []}
+        async with asyncio.timeout(60):
+            await app(scope, receive, send)
+
+    asyncio.run(main())
+    return sent[0]
 
 
 def test_merging():
