@@ -122,7 +122,7 @@ class Lane:
         self.stats = LaneStats()
         self.pace = Pace()
         self.size = BatchSize(limits.batch, _bound_s(limits))
-        self._now = now
+        self.now = now
         self._pumping = False
         self._loop = asyncio.get_event_loop()
 
@@ -145,7 +145,7 @@ class Lane:
             raise NotServed(503, f"{self.limits.queue} requests wait already", 1.0)
         if ahead:
             self._admit(ahead, later)
-        now = self._now()
+        now = self.now()
         call = Call(parsed, self._loop.create_future(), now, now + self.limits.deadline_s)
         (self.later if later else self.queue).append(call)
         self.pace.queued(now)
@@ -182,7 +182,7 @@ class Lane:
             batch = self._take(max(1, min(self.size.now, share)))
             if batch is None:
                 return
-            batch.sent_s = self._now()
+            batch.sent_s = self.now()
             self.under_way += len(batch.calls)
             min(free, key=_load).send(batch)
 
@@ -232,7 +232,7 @@ class Lane:
         except BadFrame as error:
             self._refuse(batch.calls, NotServed(500, f"the replica's answer is broken: {error}"))
             return
-        now = self._now()
+        now = self.now()
         self._learn(batch, now)
         if len(batch.calls) == 1:
             self._count(batch, now)
@@ -285,7 +285,7 @@ class Lane:
     def lost(self, batch: Batch) -> None:
         """The connection broke before an answer; nobody knows whether the model ran."""
         self.under_way -= len(batch.calls)
-        now = self._now()
+        now = self.now()
         # Asked once more, what is too late would only hold another replica.
         late = [c for c in batch.calls if c.deadline_s <= now]
         left = [c for c in batch.calls if c.deadline_s > now]
@@ -308,12 +308,12 @@ class Lane:
         for call in calls:
             if not call.future.done():
                 self.stats.fail_count += 1
-                self.stats.fail_s += self._now() - call.queued_s
+                self.stats.fail_s += self.now() - call.queued_s
                 call.future.set_exception(why)
 
     def sweep(self) -> None:
         """Refuse what waited too long. To be called every SWEEP_S seconds."""
-        now = self._now()
+        now = self.now()
         for queue in (self.queue, self.later):
             self._sweep(queue, now)
 

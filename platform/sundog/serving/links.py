@@ -65,8 +65,7 @@ class SocketLink(asyncio.Protocol):
         if frame.kind == frames.ANSWER:
             batch.answered(frame.meta, frame.body)
         else:
-            meta = frame.meta if isinstance(frame.meta, dict) else {}
-            batch.failed(str(meta.get("kind", "model")), str(meta.get("message", "failed")))
+            batch.failed(*_fault_of(frame))
         self._close_when_idle()
 
     def _take_part(self, frame: frames.Frame) -> None:
@@ -161,6 +160,22 @@ class SocketLink(asyncio.Protocol):
         self._on_closed(self)
 
 
+def _fault_of(frame: frames.Frame) -> tuple[str, str]:
+    """(kind, message) of whatever is no answer."""
+    meta = frame.meta if isinstance(frame.meta, dict) else {}
+    return str(meta.get("kind", "model")), str(meta.get("message", "failed"))
+
+
+def _only_frame(raw: Any) -> frames.Frame:
+    """What a call over Serve's handle gave. Raises BadFrame for anything but one frame."""
+    if not isinstance(raw, bytes):
+        raise frames.BadFrame(f"a {type(raw).__name__} is no frame")
+    found = list(frames.Reader().feed(raw))
+    if len(found) != 1:
+        raise frames.BadFrame(f"{len(found)} frames where one is due")
+    return found[0]
+
+
 class Handle(Protocol):
     """A replica's methods over Serve: a frame in, one out; a frame in, several out."""
 
@@ -189,12 +204,21 @@ class HandleLink:
     async def _carry(self, batch: Batch) -> None:
         try:
             request = b"".join(frames.pack(frames.INFER, 0, batch.meta, batch.body))
-            raw = await self._handle.infer(request)
-            [frame] = frames.Reader().feed(raw)
         except frames.BadFrame as error:
             self._back(batch)
             batch.failed("input", str(error))
+            return
+        answer: Any = None
+        try:
+            answer = self._handle.infer(request)
+            async with asyncio.timeout(self._left_s(batch)):
+                frame = _only_frame(await answer)
+        except frames.BadFrame as error:
+            self._back(batch)
+            batch.failed("model", f"the replica's answer is broken: {error}")
         except Exception:  # noqa: BLE001 - whatever Ray raises, the replica gave no answer
+            if hasattr(answer, "cancel"):
+                answer.cancel()  # where it was only too late: nobody waits for it any more
             self._back(batch)
             await asyncio.sleep(0.1)
             batch.lost()
@@ -203,7 +227,12 @@ class HandleLink:
             if frame.kind == frames.ANSWER:
                 batch.answered(frame.meta, frame.body)
             else:
-                batch.failed(str(frame.meta.get("kind")), str(frame.meta.get("message")))
+                batch.failed(*_fault_of(frame))
+
+    def _left_s(self, batch: Batch) -> float:
+        """Until nobody waits for this answer any more, and a second, as `SocketLink.expire` has it."""
+        latest_s = max(call.deadline_s for call in batch.calls)
+        return max(0.0, latest_s + 1 - self._lane.now())
 
     def _back(self, batch: Batch) -> None:
         self.free += 1
@@ -228,9 +257,14 @@ class HandleLink:
         answers: Any = None
         try:
             request = b"".join(call_frame(self._lane.contract, parsed, frames.STREAM, 0))
+        except frames.BadFrame as error:
+            self.load -= 1
+            stream.fault({"kind": "input", "message": str(error)})
+            return
+        try:
             answers = self._handle.stream(request)
             async for raw in answers:
-                [frame] = frames.Reader().feed(raw)
+                frame = _only_frame(raw)
                 if frame.kind == frames.PART:
                     await stream.room()
                     stream.part(frame.meta, frame.body)
@@ -238,7 +272,7 @@ class HandleLink:
                     stream.fault(frame.meta)
             stream.end()
         except frames.BadFrame as error:
-            stream.fault({"kind": "input", "message": str(error)})
+            stream.fault({"message": f"the replica's answer is broken: {error}"})
         except Exception:  # noqa: BLE001 - whatever Ray raises, the replica is gone
             stream.lost()
         except asyncio.CancelledError:

@@ -10,7 +10,10 @@ import pytest
 
 from sundog.serving import frames
 from sundog.serving import sockets as sockets_module
-from sundog.serving.contract import BadRequest
+from sundog.serving.contract import BadRequest, Contract
+from sundog.serving.generate import parts_of
+from sundog.serving.lane import Lane, Limits, NotServed
+from sundog.serving.links import HandleLink
 from sundog.serving.routes import Routes
 from sundog.serving.runner import Runner
 from sundog.serving.sockets import SocketServer
@@ -86,6 +89,80 @@ def started(tmp_path, monkeypatch):
         if server.thread.is_alive():
             server._loop.call_soon_threadsafe(server._stop.set)
             server.thread.join(5)
+
+
+class Handle:
+    """Stands for Serve's handle of one replica."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = 0
+
+    async def infer(self, frame):
+        self.asked += 1
+        return await self.answer(frame)
+
+    async def stream(self, frame):
+        yield await self.answer(frame)
+
+
+async def doubled(frame):
+    [call] = frames.Reader().feed(frame)
+    return b"".join(Runner(Scale(2.0), SIGNATURE).run(call.meta, call.body))
+
+
+def lane_over(handle, **limits):
+    made = Lane(Contract("s", "1", SIGNATURE), Limits(**limits))
+    made.connections.append(HandleLink(made, handle, 1))
+    return made
+
+
+def test_the_deadline_holds_over_the_handle_and_its_slot_comes_back(monkeypatch):
+    async def main():
+        async def hangs(frame):
+            if handle.asked == 1:
+                await asyncio.Event().wait()
+            return await doubled(frame)
+
+        handle = Handle(hangs)
+        lane = lane_over(handle, deadline_s=0.1)
+        parsed = lane.contract.read(body([1.0, 2.0]))
+        async with asyncio.timeout(60):
+            with pytest.raises(NotServed) as caught:
+                await lane.call(parsed)
+        assert caught.value.status == 504
+        assert (lane.connections[0].free, lane.under_way) == (1, 0)
+        lane.limits.deadline_s = 60
+        [(_, _, raw)] = await lane.call(parsed)
+        assert np.frombuffer(raw, "<f4").tolist() == [2.0, 4.0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"no frame at all", b"".join(frames.pack(frames.ANSWER, 0, [], [])) * 2, "text", None,
+     b"".join(frames.pack(frames.ANSWER, 0, 7, [])), b"".join(frames.pack(frames.FAULT, 0, 7)),
+     b"".join(frames.pack(frames.FAULT, 0))],
+)  # fmt: skip
+def test_a_broken_answer_over_the_handle_is_not_the_callers_fault(said):
+    async def broken(frame):
+        return said
+
+    async def main():
+        lane = lane_over(Handle(broken))
+        parsed = lane.contract.read(body([1.0, 2.0]))
+        async with asyncio.timeout(60):
+            with pytest.raises(NotServed) as caught:
+                await lane.call(parsed)
+            assert caught.value.status == 500
+            assert lane.connections[0].free == 1
+            with pytest.raises(NotServed) as caught:
+                [part async for part in parts_of(lane, parsed)]
+            assert caught.value.status == 500
+        assert lane.connections[0].load == 0
+
+    asyncio.run(main())
 
 
 def body(*rows):
