@@ -16,12 +16,12 @@ from pathlib import Path
 from sundog.errors import ServiceError
 from sundog.rayapi import session
 from sundog.serving import frames
-from sundog.serving.runner import Runner
+from sundog.serving.runner import Runner, fault
 from sundog.serving.streams import WINDOW
 
 DRAIN_S = 20.0
 MAX_STREAMS = 1000
-"""Streams under way of one gateway; more means that it has lost count."""
+"""Streams under way of one gateway; who comes then is told that this replica is busy."""
 _START_TIMEOUT_S = 30.0
 _SUN_PATH_MAX = 96
 """Of 107: HAProxy, where it is in front of gateways, reads 97."""
@@ -56,7 +56,11 @@ class _Peer(asyncio.Protocol):
     def _steer(self, frame: frames.Frame) -> None:
         """What begins, feeds and ends an answer in parts."""
         known = self._streams.get(frame.number)
-        if frame.kind == frames.STREAM and known is None and len(self._streams) < MAX_STREAMS:
+        if frame.kind == frames.STREAM and known is None:
+            if len(self._streams) >= MAX_STREAMS:
+                message = f"{MAX_STREAMS} answers in parts are under way with this replica"
+                self._write(fault(frame.number, "busy", message))
+                return
             room = asyncio.Semaphore(WINDOW)
             # Its bytes outlive this call: the reader hands out views of what it was fed.
             task = asyncio.ensure_future(self._stream(frame, room))

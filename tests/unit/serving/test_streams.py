@@ -165,6 +165,26 @@ def test_a_stream_that_is_left_takes_nothing_back_of_what_has_come(replica):
     asyncio.run(main())
 
 
+def test_one_stream_too_many_is_refused_alone(replica, monkeypatch):
+    monkeypatch.setattr(sockets_module, "MAX_STREAMS", 2)
+
+    async def main():
+        lane, made = new_lane(), replica(CountsAsync())
+        await made.connect(lane)
+        streams = [asked(lane, 200) for _ in range(2)]
+        for parts in streams:
+            await anext(parts)
+        with pytest.raises(NotServed) as caught:
+            await numbers(lane, 1)
+        assert caught.value.status == 503
+        assert caught.value.retry_after_s
+        for parts in streams:
+            assert len([part async for part in parts]) == 199
+        assert await numbers(lane, 1) == [0], "there is room again"
+
+    asyncio.run(main())
+
+
 def test_a_connection_that_breaks_ends_the_model_too(replica):
     async def main():
         lane, made = new_lane(), replica(CountsAsync())
