@@ -19,8 +19,8 @@ from sundog.market.prices import Market, PriceBook, snapshot
 from sundog.market.shapes import Catalogue, Shape, catalogue
 from sundog.spec.cluster import ClusterSpec, Pool
 from sundog.spec.load import Location, read_text, read_yaml, validate
+from sundog.spec.quantity import GIB
 
-GIB = 2**30
 _AWS_ZONE = re.compile(r"[a-z]{2,4}\d-az\d|[a-z]{2}(-[a-z]+)+-\d[a-z]")
 
 

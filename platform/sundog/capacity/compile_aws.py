@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sundog.capacity.check import Bought
-from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_type
+from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_types
 from sundog.capacity.state import plans_to_dict
 from sundog.market.shapes import Shape
 from sundog.spec.cluster import AwsCloud, ClusterSpec, Disk, Pool
+from sundog.spec.quantity import GIB
 
 MODULE = "sundog.capacity.provider.ElasticProvider"
-GIB = 2**30
 
 
 def compile_aws(bought: Bought, plain: bool) -> dict[str, Any]:
@@ -21,29 +21,14 @@ def compile_aws(bought: Bought, plain: bool) -> dict[str, Any]:
     assert bought.head is not None
     head = _node(spec, cloud, bought.head, spec.head.disk, "head", cloud.head_role)
     types = {"head": head_type(spec, head)}
-    for name, pool in spec.pools.items():
-        shapes = bought.shapes[name]
-        first = bought.pools[name].offers[0]
-        shape = next(s for s in shapes if s.name == first.shape)
-        if not plain:
-            config = _node(spec, cloud, shape, pool.disk, name, cloud.node_role)
-            types[name] = worker_type(spec, name, pool, shapes, _placed(config, pool, spec, False))
-            continue
-        # Ray's own provider has one shape and one market a node type, and only `priority` between.
-        for market in dict.fromkeys(o.market for o in bought.pools[name].offers):
-            config = _node(spec, cloud, shape, pool.disk, name, cloud.node_role)
-            if market == "spot":
-                config["InstanceMarketOptions"] = spot_options()
-            typed = worker_type(
-                spec, name, pool, (shape,), _placed(config, pool, spec, True),
-                priority=20 if market == "spot" else 10,
-            )  # fmt: skip
-            typed["labels"]["ray.io/market-type"] = market
-            if market == "spot" and pool.market == "spot-first":
-                typed["min_workers"] = pool.nodes.low - min(pool.on_demand_floor, pool.nodes.low)
-            elif pool.market == "spot-first":
-                typed["min_workers"] = min(pool.on_demand_floor, pool.nodes.low)
-            types[f"{name}-{market}"] = typed
+
+    def node(shape: Shape, disk: Disk, market: str, name: str) -> dict[str, Any]:
+        config = _node(spec, cloud, shape, disk, name, cloud.node_role)
+        if market == "spot":
+            config["InstanceMarketOptions"] = spot_options()
+        return _placed(config, spec.pools[name], spec, plain)
+
+    types |= worker_types(bought, node, plain)
     user = spec.image.user if spec.image else "ubuntu"
     auth = ssh_auth(spec, user)
     if spec.ssh.through_ssm:

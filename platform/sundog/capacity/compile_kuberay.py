@@ -9,10 +9,10 @@ from sundog.capacity.shared_parts import labels, ray_accelerator
 from sundog.market.offers import Offer
 from sundog.market.shapes import Shape
 from sundog.spec.cluster import KuberayCloud
+from sundog.spec.quantity import GIB
 
 RAY_VERSION = "2.60.0"
 IMAGE = "sundog:0.1.0"
-GIB = 2**30
 # Kubernetes and its agents need some of each machine; a pod that asks for all of it never fits.
 POD_SHARE = 0.9
 SPOT_LABEL = {

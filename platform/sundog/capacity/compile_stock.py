@@ -11,52 +11,16 @@ from typing import Any
 
 from sundog.capacity.check import Bought
 from sundog.capacity.compile_aws import MODULE
-from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_type
+from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_types
 from sundog.capacity.state import plans_to_dict
 from sundog.market.shapes import Shape
-from sundog.spec.cluster import AzureCloud, Disk, GcpCloud, Pool
+from sundog.spec.cluster import AzureCloud, Disk, GcpCloud
+from sundog.spec.quantity import GIB
 
-GIB = 2**30
 GCP_IMAGE = (
     "projects/deeplearning-platform-release/global/images/family/common-cu124-ubuntu-2204-py310"
 )
 AZURE_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
-PRIORITY = {"spot": 20, "on-demand": 10}
-
-
-def _types(
-    bought: Bought, config: Callable[[Shape, Disk, str, str], dict[str, Any]], plain: bool
-) -> dict[str, Any]:
-    """A node type for each pool; where plain, one for each market, of its cheapest shape."""
-    spec, types = bought.spec, {}
-    for name, pool in spec.pools.items():
-        plan = bought.pools[name]
-        if not plain:
-            # The provider puts each offer's own shape, market and zone over this.
-            shapes = bought.shapes[name]
-            first = next(s for s in shapes if s.name == plan.offers[0].shape)
-            types[name] = worker_type(
-                spec, name, pool, shapes, config(first, pool.disk, "on-demand", name)
-            )
-            continue
-        for market in dict.fromkeys(o.market for o in plan.offers):
-            best = next(o for o in plan.offers if o.market == market)
-            shape = next(s for s in bought.shapes[name] if s.name == best.shape)
-            typed = worker_type(
-                spec, name, pool, (shape,), config(shape, pool.disk, market, name),
-                priority=PRIORITY[market],
-            )  # fmt: skip
-            typed["labels"]["ray.io/market-type"] = market
-            typed["min_workers"] = _least(pool, market)
-            types[f"{name}-{market}"] = typed
-    return types
-
-
-def _least(pool: Pool, market: str) -> int:
-    floor = min(pool.on_demand_floor, pool.nodes.low)
-    if pool.market != "spot-first":
-        return pool.nodes.low
-    return pool.nodes.low - floor if market == "spot" else floor
 
 
 def _elastic(bought: Bought, provider: dict[str, Any], zones: list[str]) -> dict[str, Any]:
@@ -85,7 +49,7 @@ def compile_gcp(bought: Bought, plain: bool) -> dict[str, Any]:
         return _gcp_node(bought, cloud, shape, disk, market, pool)
 
     types = {"head": head_type(spec, node(head, spec.head.disk, "on-demand", "head"))}
-    types |= _types(bought, node, plain)
+    types |= worker_types(bought, node, plain)
     provider = {
         "type": "gcp", "region": cloud.region, "availability_zone": cloud.zone,
         "project_id": cloud.project, "cache_stopped_nodes": False,
@@ -151,10 +115,10 @@ def compile_azure(bought: Bought, plain: bool) -> dict[str, Any]:
     assert head is not None
 
     def node(shape: Shape, disk: Disk, market: str, pool: str) -> dict[str, Any]:
-        return _azure_node(bought, cloud, shape, market, pool)
+        return _azure_node(bought, cloud, shape, disk, market, pool)
 
     types = {"head": head_type(spec, node(head, spec.head.disk, "on-demand", "head"))}
-    types |= _types(bought, node, plain)
+    types |= worker_types(bought, node, plain)
     provider = {
         "type": "azure", "location": cloud.location, "resource_group": cloud.resource_group,
         "subscription_id": cloud.subscription, "availability_zone": cloud.zone,
@@ -175,14 +139,14 @@ def compile_azure(bought: Bought, plain: bool) -> dict[str, Any]:
 
 
 def _azure_node(
-    bought: Bought, cloud: AzureCloud, shape: Shape, market: str, pool: str
+    bought: Bought, cloud: AzureCloud, shape: Shape, disk: Disk, market: str, pool: str
 ) -> dict[str, Any]:
     image = bought.spec.image.id if bought.spec.image else AZURE_IMAGE
     publisher, offer, sku, version = ([*image.split(":"), "", "", "latest"])[:4]
     # Managed disks are encrypted at rest by the platform; Ray's template has no further switch.
     arm: dict[str, Any] = {
         "vmSize": shape.name, "imagePublisher": publisher, "imageOffer": offer, "imageSku": sku,
-        "imageVersion": version or "latest",
+        "imageVersion": version or "latest", "osDiskSize": disk.size // GIB,
     }  # fmt: skip
     if pool == "head":
         arm["availability_zone"] = "none"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sundog.capacity import commands
 from sundog.capacity.check import Bought
 from sundog.market.shapes import Shape
-from sundog.spec.cluster import ClusterSpec, Pool
+from sundog.spec.cluster import ClusterSpec, Disk, Pool
+from sundog.spec.quantity import GIB
 
 # Ray keeps 30% of a worker's memory for its object store.
 RAY_HEAP_SHARE = 0.7
-GIB = 2**30
+PRIORITY = {"spot": 20, "on-demand": 10}
+"""Of node types, where nothing but Ray chooses between markets."""
 # Ray's names of accelerators where they differ from ours.
 RAY_ACCELERATOR = {"A100-80GB": "A100-80G", "V100-32GB": "V100", "RTX-PRO-6000": "RTX-PRO-6000"}
 
@@ -103,6 +106,41 @@ def worker_type(
     if priority is not None:
         out["priority"] = priority
     return out
+
+
+def worker_types(
+    bought: Bought, config: Callable[[Shape, Disk, str, str], dict[str, Any]], plain: bool
+) -> dict[str, Any]:
+    """A node type for each pool; where plain, one for each market, of its cheapest shape."""
+    spec, types = bought.spec, {}
+    for name, pool in spec.pools.items():
+        plan = bought.pools[name]
+        if not plain:
+            # The provider puts each offer's own shape, market and zone over this.
+            shapes = bought.shapes[name]
+            first = next(s for s in shapes if s.name == plan.offers[0].shape)
+            types[name] = worker_type(
+                spec, name, pool, shapes, config(first, pool.disk, "on-demand", name)
+            )
+            continue
+        for market in dict.fromkeys(o.market for o in plan.offers):
+            best = next(o for o in plan.offers if o.market == market)
+            shape = next(s for s in bought.shapes[name] if s.name == best.shape)
+            typed = worker_type(
+                spec, name, pool, (shape,), config(shape, pool.disk, market, name),
+                priority=PRIORITY[market],
+            )  # fmt: skip
+            typed["labels"]["ray.io/market-type"] = market
+            typed["min_workers"] = _least(pool, market)
+            types[f"{name}-{market}"] = typed
+    return types
+
+
+def _least(pool: Pool, market: str) -> int:
+    floor = min(pool.on_demand_floor, pool.nodes.low)
+    if pool.market != "spot-first":
+        return pool.nodes.low
+    return pool.nodes.low - floor if market == "spot" else floor
 
 
 def ssh_auth(spec: ClusterSpec, user: str) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, GetCoreSchemaHandler, PlainSerializer, WithJsonSchema
 from pydantic_core import core_schema
 
+GIB = 2**30
 _NUMBER = r"(\d[\d_]*(?:\.\d+)?)"
 _TIME_UNITS = {
     "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
 }  # fmt: skip
 _MEMORY_UNITS = {
     "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+    "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40,
 }  # fmt: skip
 
 
