@@ -13,6 +13,7 @@ SundogError
 ├── RunError             a run cannot start or go on
 │   ├── RunCancelled     somebody cancelled it
 │   ├── RunBusy          another driver holds the run's lease
+│   ├── Diverged         its loss or gradient is no number any more
 │   └── RecipeError      the user's recipe raised, or is not a recipe
 ├── ServiceError         a service cannot be deployed
 ├── CapacityError        the cloud refuses a node (typed further in clouds/base.py)
@@ -90,6 +91,10 @@ class RunCancelled(RunError):
 
 
 class RunBusy(RunError):
+    pass
+
+
+class Diverged(RunError):
     pass
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sundog.clock import WALL, Clock
-from sundog.errors import NotFound, RecipeError, RunError, StorageUnavailable, SundogError
+from sundog.errors import Diverged, NotFound, RecipeError, RunError, StorageUnavailable, SundogError
 from sundog.runs.evaluate import evaluate
 from sundog.runs.exchange import Exchange
 from sundog.runs.ledger import Entry, Plan
@@ -48,13 +48,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: finished, yielded or stopped (asked to), failed (`why` says what)."""
+    """How the loop ended: finished, yielded or stopped (asked to), failed (`why` says what;
+    `diverged`: it would with these parameters anywhere)."""
 
     state: str
     step: int
     metrics: dict[str, float]
     why: str = ""
     fix: str = ""
+    diverged: bool = False
 
 
 class Loop:
@@ -336,7 +338,8 @@ class Loop:
             why, fix = next((f for f in faults if f[0]), ("a worker failed", ""))
             if self.saver:
                 self.saver.close()
-            return Outcome("failed", self.step, self.metrics, why, fix)
+            diverged = isinstance(self._failure, Diverged)
+            return Outcome("failed", self.step, self.metrics, why, fix, diverged)
         if self._saves and (flag == HANDOVER or self.replica.collective):
             self._save(now=True)
         if flag in (YIELD, HANDOVER):

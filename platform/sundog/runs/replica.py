@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sundog.errors import RecipeError, RunError, first_line
+from sundog.errors import Diverged, RecipeError, RunError, first_line
 from sundog.runs.recipe import blamed, fetch
 from sundog.runs.reduction import Node, partials
 from sundog.runs.sampler import mix, share
@@ -200,7 +200,7 @@ class Scaler:
         if not finite:
             self.scale, self._good = self.scale / 2, 0
             if self.scale < _SMALLEST_SCALE:
-                raise RunError(
+                raise Diverged(
                     "the gradient is not finite in half precision, whatever the loss is scaled with",
                     "use precision: bf16, lower the learning rate or clip gradients",
                 )
@@ -242,8 +242,8 @@ def recompute_blocks(model: torch.nn.Module) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def diverged(step: int, what: str) -> RunError:
-    return RunError(
+def diverged(step: int, what: str) -> Diverged:
+    return Diverged(
         f"{what} at step {step}: the run stopped with its last good checkpoint",
         "lower the learning rate or clip gradients; the same run id goes on from that checkpoint",
     )

@@ -132,6 +132,13 @@ def _nothing(spec: SweepSpec, trials: Sequence[Trial], conductor: Conductor) -> 
             f"no trial reported {spec.metric!r} before {conductor.ending} ({spent:.0f} s of trials)",
             "raise the cap and submit the same run id again: it goes on",
         )
+    diverged = [t for t in trials if t.diverged]
+    if diverged or any(t.reports for t in trials):
+        why = f": {_faults(diverged)}" if diverged else f", only {spec.metric} that is no number"
+        return RunError(
+            f"none of {len(trials)} trials has a {spec.metric}{why}",
+            "does every configuration diverge? lower the learning rates of the space, or clip gradients",
+        )
     return RunError(f"no trial reported {spec.metric!r}", "does the run have a 'val' split?")
 
 
@@ -278,21 +285,19 @@ def _journal(spec: SweepSpec, folder: RunFolder) -> Journal:
 
 def _told(spec: SweepSpec, folder: RunFolder, book: Book) -> Any:
     """The searcher, told what earlier submissions and earlier sweeps found."""
-    from sundog.runs.sweep_conduct import objectives
+    from sundog.runs.sweep_conduct import outcome
 
     search = searcher(spec, book.numbers())
     if isinstance(search, Modelled):
         for run_id in spec.warm_start:
             _warm(search, spec, folder, run_id)
-    seen: set[int] = set()
+    groups: dict[int, list[Trial]] = {}
     for trial in book.trials.values():
-        if trial.number in seen:
-            continue
-        seen.add(trial.number)
-        search.began(trial.number, trial.params)
-        if trial.ended:
-            cut = trial.state == "stopped"
-            search.ended(trial.number, objectives(trial, spec), trial.report, cut)
+        groups.setdefault(trial.number, []).append(trial)
+    for number, group in groups.items():
+        search.began(number, group[0].params)
+        if found := outcome(group, spec):
+            search.ended(number, *found)
     return search
 
 

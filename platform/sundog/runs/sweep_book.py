@@ -44,6 +44,7 @@ class Trial:
     node_hours: float = 0.0
     usd: float | None = None
     unpriced_hours: float = 0.0
+    diverged: bool = False  # with its parameters it would anywhere: stopped, and not begun again
     submission: int = 0
 
     @property
@@ -122,6 +123,7 @@ class Book:
             trial = self.trials[entry["trial"]]
             trial.state, trial.why = entry["state"], entry["why"]
             trial.params = entry.get("params", trial.params)
+            trial.diverged = entry.get("diverged", False)
 
     def _spent(self, entry: dict[str, Any]) -> None:
         self.elapsed_s = max(self.elapsed_s, entry["elapsed_s"])
@@ -139,7 +141,7 @@ class Book:
         trial.step, trial.steps = entry["step"], entry["steps"]
         trial.state, trial.submission = "running", self.submissions
         sign = 1 if self.mode == "max" else -1
-        if not math.isnan(value) and (trial.value is None or sign * value > sign * trial.value):
+        if math.isfinite(value) and (trial.value is None or sign * value > sign * trial.value):
             trial.value, trial.metrics = value, entry["metrics"]
 
 

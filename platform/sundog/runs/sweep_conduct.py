@@ -7,7 +7,7 @@ spent). Trains nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -144,7 +144,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             if result["fatal"]:
                 self.fatal = (result["fault"], result["fix"])
                 self.ending = result["fault"]
-            self._end(known, "failed", result["fault"])
+            diverged = bool(result.get("diverged"))  # a result as any other, and the worst
+            self._end(known, "stopped" if diverged else "failed", result["fault"], diverged)
             return
         if trial.config != known.params:
             self._journal.write(
@@ -184,9 +185,10 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         if not known.ended:
             self._end(known, "failed", lost(trial))
 
-    def _end(self, trial: Trial, state: str, why: str) -> None:
+    def _end(self, trial: Trial, state: str, why: str, diverged: bool = False) -> None:
         self._tick()
-        self._journal.write("state", trial=trial.name, state=state, why=why)
+        more = {"diverged": True} if diverged else {}
+        self._journal.write("state", trial=trial.name, state=state, why=why, **more)
         self._write_spent(lasting=True)
         self._live.discard(trial.name)
         self._tell_search(trial)
@@ -204,16 +206,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     def _tell_search(self, trial: Trial) -> None:
         group = [t for t in self.book.trials.values() if t.number == trial.number]
-        if any(not t.ended for t in group):
-            return
-        shown = [self.objectives(t) for t in group]
-        good = [o for o in shown if o is not None]
-        mean = [math.fsum(column) / len(good) for column in zip(*good, strict=True)]
-        cut = trial.state == "stopped"
-        self._search.ended(trial.number, mean or None, trial.report, cut)
-
-    def objectives(self, trial: Trial) -> list[float] | None:
-        return objectives(trial, self._spec)
+        if found := outcome(group, self._spec):
+            self._search.ended(trial.number, *found)
 
     # --- time and money ---------------------------------------------------------------------------
 
@@ -328,6 +322,17 @@ def objectives(trial: Trial, spec: SweepSpec) -> list[float] | None:
     row = [trial.metrics.get(spec.metric, trial.value), *(measured.get(n) for n in spec.also)]
     found = [float(v) for v in row if v is not None and math.isfinite(v)]
     return found if len(found) == len(row) else None
+
+
+def outcome(group: Sequence[Trial], spec: SweepSpec) -> tuple[list[float] | None, int, bool] | None:
+    """What a searcher is told of a configuration: the mean objectives of its repeats (None: no good
+    ones), their reports, and whether they were cut short. None while it has not ended."""
+    if len(group) < spec.repeats or any(not t.ended for t in group):
+        return None
+    shown = [None if t.diverged else objectives(t, spec) for t in group]
+    good = [o for o in shown if o is not None]
+    mean = [math.fsum(column) / len(good) for column in zip(*good, strict=True)]
+    return mean or None, max(t.report for t in group), any(t.state == "stopped" for t in group)
 
 
 def spending(book: Book) -> str:

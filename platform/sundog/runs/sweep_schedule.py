@@ -26,6 +26,7 @@ from sundog.runs.halving_tune import HalvingScheduler
 from sundog.runs.sweep_room import Room
 from sundog.spec.sweep import Choice, Domain, Int, Log, SweepSpec, Uniform
 
+_WORST = 1e300  # finite: percentiles are interpolated
 CLOCK = "report"  # what schedulers count: our reports, which go on across submissions
 
 
@@ -192,9 +193,11 @@ class Watched(TrialScheduler):
         total = self._cost(trial.trial_id)
         for count, (number, value) in enumerate(past, 1):
             self._seen[trial.trial_id] = number
-            if not isinstance(self.inner, HyperBandScheduler | PopulationBasedTraining):
+            if isinstance(self.inner, HyperBandScheduler | PopulationBasedTraining):
+                continue
+            if math.isfinite(value) or not self._cuts_at_once:
                 cost = total * count / len(past)  # as if all reports had cost the same
-                result = {CLOCK: number, self._spec.metric: value, "cost": cost}
+                result = {CLOCK: number, self._spec.metric: self._plain(value), "cost": cost}
                 self.inner.on_trial_result(controller, trial, result)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -204,12 +207,35 @@ class Watched(TrialScheduler):
         if number <= self._seen.get(name, 0) and not self._spec.scheduler.pbt:
             return self.CONTINUE  # said again after an older checkpoint
         self._seen[name] = number
-        said = self.inner.on_trial_result(
-            tune_controller, trial, {**result, "cost": self._cost(name)}
-        )
+        value = float(result[self._spec.metric])
+        if not math.isfinite(value) and self._cuts_at_once:
+            if number < self._grace:
+                return self.CONTINUE
+            self.stopped[name] = f"its {self._spec.metric} is {value} after {number} reports"
+            return self.STOP
+        shown = {**result, self._spec.metric: self._plain(value), "cost": self._cost(name)}
+        said = self.inner.on_trial_result(tune_controller, trial, shown)
         if said == self.STOP:
             self.stopped[name] = self._why(name, number)
         return said
+
+    @property
+    def _cuts_at_once(self) -> bool:
+        """Schedulers that compare with `<`, which NaN always survives: they are not asked."""
+        return isinstance(self.inner, ASHAScheduler | MedianStoppingRule)
+
+    @property
+    def _grace(self) -> int:
+        chosen = self._spec.scheduler.asha or self._spec.scheduler.median
+        return chosen.grace if chosen else 1
+
+    def _plain(self, value: float) -> float:
+        """The value as schedulers can compare it: NaN and infinities are the worst there is."""
+        if math.isfinite(value):
+            return value
+        if isinstance(self.inner, HalvingScheduler):
+            return math.nan
+        return -_WORST if self._spec.mode == "max" else _WORST
 
     def _why(self, name: str, number: int) -> str:
         chosen = self._spec.scheduler
@@ -228,7 +254,7 @@ class Watched(TrialScheduler):
         return self._why(name, self._seen.get(name, 0))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        if self._spec.metric in result:
+        if math.isfinite(result.get(self._spec.metric, math.nan)):
             self.inner.on_trial_complete(tune_controller, trial, result)
         else:
             self.inner.on_trial_error(tune_controller, trial)  # its last word was why it failed

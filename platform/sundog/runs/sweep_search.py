@@ -113,7 +113,9 @@ class Modelled:
         if trial is None:
             return
         if not objectives or any(not math.isfinite(v) for v in objectives):
-            self._study.tell(trial, state=state.FAIL)
+            # Without a value it stands below all that were cut: what diverges is not tried again.
+            worst = cut and len(self._study.directions) == 1
+            self._study.tell(trial, state=state.PRUNED if worst else state.FAIL)
         elif cut and len(objectives) == 1:
             trial.report(objectives[0], step)
             self._study.tell(trial, state=state.PRUNED)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sundog.errors import NotFound, RunError, SundogError
+from sundog.errors import Diverged, NotFound, RunError, SundogError
 from sundog.runs.checkpoint import Checkpoint, Checkpoints
 from sundog.spec.run import RunSpec
 from sundog.spec.sweep import SweepSpec
@@ -61,10 +62,10 @@ def run_trial(values: dict[str, Any], job: dict[str, Any]) -> None:
         try:
             _run(spec, folder, name, values, job)
         except SundogError as error:
-            fatal = isinstance(error, NoMetric)
             tune.report(
-                {"fault": error.message, "fix": error.fix, "fatal": fatal, "nodes": [_node()]}
-            )
+                {"fault": error.message, "fix": error.fix, "fatal": isinstance(error, NoMetric),
+                 "diverged": isinstance(error, Diverged), "nodes": [_node()]}
+            )  # fmt: skip
 
 
 class NoMetric(RunError):
@@ -94,7 +95,7 @@ def _run(
     loop.join(Alone())
     outcome = loop.run()
     if outcome.state == "failed":
-        raise RunError(outcome.why, outcome.fix)
+        raise (Diverged if outcome.diverged else RunError)(outcome.why, outcome.fix)
     loop.saver.close()
 
 
@@ -156,8 +157,11 @@ class Kept:
         return None if self.origin is None else (Kept(self.root, self.origin[0]), self.origin[1])
 
     def improved(self, value: float, mode: str) -> bool:
-        sign = 1 if mode == "max" else -1
-        return self.best_value is None or sign * value > sign * self.best_value
+        """Whether `value` is the best so far. NaN and infinities never are."""
+        if not math.isfinite(value):
+            return False
+        sign, best = 1 if mode == "max" else -1, self.best_value
+        return best is None or not math.isfinite(best) or sign * value > sign * best
 
     def note(self, step: int, value: float | None) -> None:
         """The checkpoint of `step` is the last one; with a `value`, the best as well."""
@@ -264,7 +268,7 @@ class Reporter:
         """Keep the state if it is worth it; what there is to report of it.
 
         NoMetric when that is not what the sweep looks at."""
-        metrics = dict(loop.metrics)
+        metrics = numbers(loop.metrics)
         value = value_of(self._spec, metrics)
         better = self._kept.improved(value, self._spec.mode)
         # A trial that may be paused, or copied by another, has a checkpoint at each report.
@@ -322,6 +326,34 @@ def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+def numbers(metrics: Any) -> dict[str, float]:
+    """What was reported, as plain numbers. RunError names what is none."""
+    if not isinstance(metrics, Mapping):
+        raise RunError(
+            f"a report of a {type(metrics).__name__}; it must be a dict of numbers",
+            "report({'accuracy': 0.9})",
+        )
+    out: dict[str, float] = {}
+    for name, value in metrics.items():
+        number = _number(value)
+        if number is None:
+            raise RunError(
+                f"the report has {name}: {str(value)[:60]!r}, which is no number",
+                "report numbers only, and print the rest: `sundog logs` shows it",
+            )
+        out[str(name)] = number
+    return out
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
 def value_of(spec: SweepSpec, metrics: dict[str, float]) -> float:
     missing = [m for m in (spec.metric, *spec.also) if m not in (*metrics, "usd", "seconds")]
     if missing:
@@ -362,14 +394,16 @@ class Report:
             found = where.checkpoints.read(step)
             self.number, self.state = step, found.parts["state"]
             if where is kept:
-                self._metrics = found.about.get("metrics", {})
+                kept_with = found.about.get("metrics", {})
+                self._metrics = {n: v for n, v in kept_with.items() if _number(v) is not None}
 
     def say_again(self, unheard: int) -> None:
         """Report what the state was saved with, where its number is `unheard` or later."""
-        if self._metrics and self.number >= unheard:
+        if self._spec.metric in self._metrics and self.number >= unheard:
             self._send(self._metrics)
 
     def __call__(self, metrics: dict[str, float], state: bytes | None = None) -> None:
+        metrics = numbers(metrics)  # before anything is kept that would be said again
         value = value_of(self._spec, metrics)
         self.number += 1
         if state is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sundog.clock import WALL
-from sundog.errors import RunError
+from sundog.errors import Diverged, RunError
 from sundog.rayapi.train_channel import Channel
 from sundog.rayapi.train_slot import SLOT
 from sundog.runs.driver import begun
@@ -64,7 +64,8 @@ def run_group(
     if outcome["state"] in ("lost", "yielded"):  # and none of them died: Tune tries again
         raise ConnectionError("its workers lost each other")
     if outcome["state"] != "finished":
-        raise RunError(str(outcome.get("why")), str(outcome.get("fix") or ""))
+        kind = Diverged if outcome.get("diverged") else RunError
+        raise kind(str(outcome.get("why")), str(outcome.get("fix") or ""))
 
 
 def _trainer(

@@ -177,3 +177,68 @@ def test_another_s_checkpoint_is_the_source_until_there_is_an_own_one(tmp_path):
     assert (again.best, again.best_value) == (4, 0.5)
     again.note(8, None)
     assert Kept(root, kept.prefix).source()[1] == 8  # type: ignore[index]
+
+
+FUNCTIONS = """
+import math
+import numpy as np
+
+def noted(params, report):
+    report({'score': np.float32(0.5), 'note': 'fine'}, state=b'1')
+
+def blown(params, report):
+    for n in range(int(report.state or 0), 4):
+        report({'score': [math.nan, 0.9, math.inf, 0.4][n]}, state=str(n + 1).encode())
+"""
+
+
+def function_sweep(tmp_path, name, **changes):
+    (tmp_path / "functions_that_err.py").write_text(FUNCTIONS)
+    run = {"run": "r", "recipe": f"functions_that_err:{name}", "steps": 4}
+    space = {"x": {"uniform": [0, 1]}}
+    return spec(**({"run": run, "metric": "score", "space": space} | changes))
+
+
+def test_a_report_of_words_ends_the_trial_and_not_the_sweep(run, monkeypatch, tmp_path):
+    one = function_sweep(tmp_path, "noted")
+    for _ in range(2):  # and again when it is submitted again
+        told = Told(monkeypatch)
+        run_trial({"x": 0.5}, job(run, one) | {"directory": str(tmp_path)})
+        (last,) = told.results
+        assert "note: 'fine', which is no number" in last["fault"]
+        assert not last["fatal"]
+
+
+def test_words_that_an_older_state_was_kept_with_are_not_said_again(run, monkeypatch, tmp_path):
+    one = function_sweep(tmp_path, "blown")
+    kept = Kept(run.root, trial_prefix("s-1", "trial-000"))
+    kept.checkpoints.save(1, {"state": b"1"}, {"metrics": {"score": "good", "n": 1}})
+    kept.note(1, None)
+    told = Told(monkeypatch)
+    run_trial({"x": 0.5}, job(run, one) | {"directory": str(tmp_path)})
+    assert [r["report"] for r in told.results] == [2, 3, 4]
+
+
+def test_no_number_is_never_the_best(run, monkeypatch, tmp_path):
+    Told(monkeypatch)
+    one = function_sweep(tmp_path, "blown")
+    run_trial({"x": 0.5}, job(run, one) | {"directory": str(tmp_path)})
+    kept = Kept(run.root, trial_prefix("s-1", "trial-000"))
+    assert (kept.best, kept.best_value) == (2, 0.9)
+    kept.best_value = float("nan")  # as older states may have it
+    assert kept.improved(0.1, "max")
+
+
+class Explodes(Rated):
+    def loss(self, model, batch, rng):
+        return super().loss(model, batch, rng) * self.lr
+
+
+@pytest.mark.parametrize("more", [{}, {"clip": 1.0}])
+def test_a_loss_that_is_no_number_is_a_result_not_a_failure(run, monkeypatch, more):
+    told = Told(monkeypatch)
+    one = sweep(run=RUN | {"recipe": "test_trial:Explodes"} | more)
+    run_trial({"lr": 1e30}, job(run, one))
+    assert told.results[-1]["diverged"]
+    assert not told.results[-1]["fatal"]
+    assert "at step" in told.results[-1]["fault"]
