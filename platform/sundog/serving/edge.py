@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sundog.clock import WALL
 from sundog.errors import ServiceError
 from sundog.rayapi import serve_ports, serve_targets, session
 from sundog.security.tls import Certificate, Renewal, certificate_of
@@ -26,9 +27,10 @@ from sundog.serving.gateway import control_snapshots, gateway_name, parse_addres
 from sundog.serving.haproxy import Haproxy, keeper_pid
 
 WATCH_S = 0.1
+RELOAD_AGAIN_S = 2.0
+"""After a reload that failed."""
 MAX_FOLDER = 75
 """Bytes of the path of the folder with HAProxy's sockets."""
-_START_TIMEOUT_S = 30.0
 
 log = logging.getLogger("sundog.edge")
 
@@ -40,32 +42,57 @@ class Front:
         self.plan = plan
         self.proxy = Haproxy(plan.folder, keeper)
         self._owner = secrets.token_hex(8)
+        self._text = ""
+        """What HAProxy shall read; empty: the file that a predecessor left."""
+        self._due = False
+        """Whether it may not have read that yet."""
+        self._again_s = 0.0
 
     def open(self) -> None:
         """Start, or go on with what a predecessor left. ServiceError, such as for a taken port."""
         make_private(self.plan.folder)
         (self.plan.folder / "owner").write_text(self._owner)
         if self.proxy.adopt():
-            return  # with its gateways, until Serve tells of those that are there
-        self.proxy.write(render(self.plan))
-        self.proxy.start()
+            # With its gateways, until Serve tells of those that are there. The predecessor may have
+            # been killed between writing its file, or placing a certificate, and the reload.
+            self._due = True
+            return
+        self._start()
 
     def change(self, **what: Any) -> None:
-        """Other gateways or services; HAProxy is reloaded if that changes its file."""
+        """Other gateways or services; HAProxy is reloaded if that changes its file, and `keep` tries
+        again where that fails. OSError, ServiceError."""
         self.plan = replace(self.plan, **what)
-        if self.proxy.write(render(self.plan)) and self.proxy.is_alive():
-            self.proxy.reload()
+        text = render(self.plan)
+        if text != self._text:
+            self._text, self._due = text, True
+        if self._due and self.proxy.is_alive():
+            self._load()
+
+    def _load(self) -> None:
+        self._again_s = WALL.monotonic_s() + RELOAD_AGAIN_S
+        if self._text:
+            self.proxy.write(self._text)
+        self.proxy.reload()
+        self._due = False
+
+    def _start(self) -> None:
+        self._text = render(self.plan)
+        self.proxy.write(self._text)
+        self.proxy.start()
+        self._due = False
 
     def present(self, certificate: Certificate) -> None:
         """This certificate, from now on. OSError, ServiceError."""
         self.change(certificate=place(certificate, self.plan.folder))
 
     def keep(self) -> None:
-        """Start HAProxy again if it is dead."""
+        """Start HAProxy again if it is dead; load what it has not read yet. OSError, ServiceError."""
         if not self.proxy.is_alive():
             log.warning("HAProxy has died; it is started again")
-            self.proxy.write(render(self.plan))
-            self.proxy.start()
+            self._start()
+        elif self._due and WALL.monotonic_s() >= self._again_s:
+            self._load()
 
     def close(self) -> None:
         """Stop HAProxy, unless a successor has taken over."""
@@ -122,18 +149,26 @@ class Edge:
     def _run(self) -> None:
         try:
             asyncio.run(self._follow())
-        except BaseException as error:  # noqa: BLE001 - reported by check_health()
+        except BaseException as error:
             self._failure = error
+            log.error("the edge's watch has ended, Serve has to replace it", exc_info=error)
 
     async def _follow(self) -> None:
         following = [
-            asyncio.create_task(serve_targets.watch(self._app, "Gateway", self._on_gateways)),
-            asyncio.create_task(self._follow_control()),
+            asyncio.create_task(
+                serve_targets.watch(self._app, "Gateway", self._on_gateways), name="Serve's news"
+            ),
+            asyncio.create_task(self._follow_control(), name="control's news"),
         ]
         if self._renewal is not None:
-            following.append(asyncio.create_task(self._renewal.look_forever()))
+            renewing = self._renewal.look_forever()
+            following.append(asyncio.create_task(renewing, name="the certificate's renewal"))
         while not self._stop.is_set():
             self._try(self._front.keep)
+            for task in following:
+                if task.done():
+                    task.result()
+                    raise ServiceError(f"{task.get_name()} came to an end")
             await asyncio.sleep(WATCH_S)
         for task in following:
             task.cancel()
@@ -155,7 +190,7 @@ class Edge:
     def _try(self, action: Any) -> None:
         try:
             action()
-        except ServiceError as error:
+        except (OSError, ServiceError) as error:
             log.error("%s", error)
 
     def reconfigure(self, config: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -190,17 +190,17 @@ class Gateway:
         heard_at = (self._address, os.environ.get("SUNDOG_GATEWAY_GRPC", ""))
         addresses = [a for a in heard_at if a and tokens is None]
         background = [
-            asyncio.create_task(follow_control(routes, keys, addresses)),
-            asyncio.create_task(report_forever(routes, observer, keys.limiter)),
-            asyncio.create_task(routes.sweep_forever()),
-            asyncio.create_task(flush_forever(access)),
-            asyncio.create_task(captures.flush_forever()),
+            self._always(follow_control(routes, keys, addresses)),
+            self._always(report_forever(routes, observer, keys.limiter)),
+            self._always(routes.sweep_forever()),
+            self._always(flush_forever(access)),
+            self._always(captures.flush_forever()),
         ]
         if shared is not None:
             watching = serve_targets.watch(self._app, "Gateway", shared.on_gateways)
-            background.append(asyncio.create_task(watching))
+            background.append(self._always(watching))
         if tokens is not None:
-            background.append(asyncio.create_task(tokens.refresh_forever()))
+            background.append(self._always(tokens.refresh_forever()))
         grpc = None
         renewing = [lambda c: c.load_into(context)] if context is not None else []
         if self._grpc_address:
@@ -211,7 +211,7 @@ class Gateway:
             renewing += [presented.renew] if presented else []
         if self._certificate is not None:
             renewal = Renewal(self._certificate, renewing)
-            background.append(asyncio.create_task(renewal.look_forever()))
+            background.append(self._always(renewal.look_forever()))
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
         if grpc is not None:
@@ -223,12 +223,29 @@ class Gateway:
         if calls.traces is not None:
             await asyncio.to_thread(calls.traces.close)
 
+    def _always(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that goes on as long as the gateway: one that ends has to be seen."""
+        task = asyncio.create_task(work, name=work.__qualname__)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        reason = task.exception()
+        log.error(
+            "%s has ended; the gateway serves on until Serve replaces it", task.get_name(),
+            exc_info=reason,
+        )  # fmt: skip
+        if self._failure is None:
+            self._failure = reason or ServiceError(f"{task.get_name()} came to an end")
+
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The deployment's digest rides in `user_config`; there is nothing to change in place."""
 
     def check_health(self) -> None:
-        if not self._thread.is_alive():
-            raise ServiceError(f"the gateway's server has ended: {self._failure}")
+        if self._failure is not None or not self._thread.is_alive():
+            raise ServiceError(f"the gateway has to be replaced: {self._failure!r}")
 
     async def __del__(self) -> None:
         # Serve does not see our requests: stop accepting, answer what is here, then go.

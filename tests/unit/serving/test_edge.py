@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -202,6 +203,49 @@ def test_a_successor_goes_on_with_the_same_process_and_its_predecessor_lets_it(w
     successor.close()
     assert not successor.proxy.is_alive()
     assert not front.plan.folder.exists()
+
+
+def test_a_reload_that_failed_is_tried_again(world, monkeypatch):
+    port, _, front = world
+    monkeypatch.setattr(edge, "RELOAD_AGAIN_S", 0.0)
+    door, away = front.plan.folder / "master.sock", front.plan.folder / "away.sock"
+    door.rename(away)
+    with pytest.raises(ServiceError, match="does not reload"):
+        front.change(doors=front.plan.doors[:1])
+    with pytest.raises(ServiceError, match="does not reload"):
+        front.keep()
+    away.rename(door)
+    front.keep()
+    wait_for(lambda: names(port, "/predict/other") == {"a"})
+    door.rename(away)
+    front.keep()  # nothing is due
+    away.rename(door)
+
+
+def test_a_disk_that_was_full_costs_a_change_only_for_a_while(world, monkeypatch):
+    port, _, front = world
+    monkeypatch.setattr(edge, "RELOAD_AGAIN_S", 0.0)
+
+    def full(text):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(front.proxy, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            front.change(doors=front.plan.doors[:1])
+    front.keep()
+    wait_for(lambda: names(port, "/predict/other") == {"a"})
+
+
+def test_a_successor_loads_what_its_predecessor_had_only_written(world):
+    port, _, front = world
+    front.proxy.write(render(replace(front.plan, doors=front.plan.doors[:1])))
+    successor = Front(Plan(front.plan.listen, front.plan.folder), os.getpid())
+    successor.open()
+    assert names(port) == {"a", "b"}
+    successor.keep()
+    wait_for(lambda: names(port, "/predict/other") == {"a"})
+    successor.close()
 
 
 def test_it_ends_with_its_keeper(world):

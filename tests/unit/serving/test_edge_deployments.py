@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from gateway_kit import Served, route_of, tensors
 
+from sundog.errors import ServiceError
 from sundog.rayapi.local import free_ports
 from sundog.serving import edge, gateway, sockets
 from sundog.serving.runner import Runner
@@ -137,6 +139,64 @@ def test_two_gateways_behind_the_edge_and_one_that_leaves(world):
         server._loop.call_soon_threadsafe(server._stop.set)
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
+
+
+async def dies(*_):
+    await asyncio.sleep(0)
+    raise OSError(28, "No space left on device")
+
+
+async def dies_too(*_):
+    raise OSError(28, "No space left on device")
+    yield
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .*__del__:RuntimeWarning")
+@pytest.mark.parametrize("part", ["report_forever", "follow_control", "flush_forever"])
+def test_a_gateway_without_one_of_its_tasks_asks_to_be_replaced(world, monkeypatch, caplog, part):
+    monkeypatch.setenv("SUNDOG_GATEWAY_GRPC", "")
+    told = threading.Event()
+
+    async def ends(*_):
+        while not told.is_set():
+            await asyncio.sleep(0.01)
+        await dies()
+
+    monkeypatch.setattr(gateway, part, ends)
+    address = f"http://127.0.0.1:{free_ports(1)[0]}"
+    made = gateway.Gateway({"address": address, "app": "a"})
+    try:
+        assert unhealthy(made) == ""
+        told.set()
+        wait_for("it is unhealthy", lambda: "No space left" in unhealthy(made))
+        assert httpx.get(f"{address}/v2/health/live", trust_env=False).status_code == 200
+        assert "serves on until Serve replaces it" in caplog.text
+    finally:
+        gone(made)
+
+
+@pytest.mark.parametrize("part", ["watch", "control_snapshots"])
+@pytest.mark.filterwarnings("ignore:coroutine .*__del__:RuntimeWarning")
+def test_an_edge_without_news_asks_to_be_replaced(world, monkeypatch, caplog, part):
+    if part == "watch":
+        monkeypatch.setattr(edge.serve_targets, "watch", dies)
+    else:
+        monkeypatch.setattr(edge, "control_snapshots", dies_too)
+    made = edge.Edge({"address": f"http://127.0.0.1:{free_ports(1)[0]}", "app": "a"})
+    try:
+        wait_for("it is unhealthy", lambda: "No space left" in unhealthy(made))
+        assert "Serve has to replace it" in caplog.text
+    finally:
+        gone(made)
+
+
+def unhealthy(made):
+    """Why Serve would replace it; empty where it would not."""
+    try:
+        made.check_health()
+    except ServiceError as error:
+        return str(error)
+    return ""
 
 
 def labels(text):
