@@ -140,25 +140,28 @@ class Capturer:
         if not waiting:
             return
         for (service, version), samples in _grouped(waiting):
+            kept = 0
             try:
                 kept = await asyncio.to_thread(self._write, service, version, samples)
             except SundogError as error:
                 log.warning("captures of %s are dropped: %s", service, error)
-                kept = 0
+            except Exception:
+                log.exception("captures of %s are dropped", service)
+            finally:
+                self._size -= sum(s.size for s in samples)
             self._count(service, "kept", kept)
             if kept < len(samples):
                 self._count(service, "dropped", len(samples) - kept)
-        self._size -= sum(s.size for s in waiting)
 
     def _write(self, service: str, version: str, samples: list[Sample]) -> int:
         rows = [row for row in map(self._row, samples) if row is not None]
         if not rows:
             return 0
-        root = self._root(samples[0].rule.root)
-        day = datetime.fromtimestamp(rows[0]["at_s"], UTC).date().isoformat()
-        name = f"{int(rows[0]['at_s'] * 1000)}-{secrets.token_hex(4)}"
-        root.write(f"{FOLDER}/{service}/{version}/{day}/{name}.parquet", parquet(rows))
-        return len(rows)
+        root, kept = self._root(samples[0].rule.root), 0
+        for number, (name, data) in _files(rows):
+            root.write(f"{FOLDER}/{service}/{version}/{name}", data)
+            kept += number
+        return kept
 
     def _root(self, url: str | None) -> Root:
         if url not in self._roots:
@@ -249,6 +252,24 @@ def _lists(arrays: Sequence[Any]) -> pa.Array:
         offsets.append(None if each is None else at)
         at += 0 if each is None else len(each)
     return pa.ListArray.from_arrays(pa.array([*offsets, at], pa.int32()), values)
+
+
+def _files(rows: list[Row]) -> Iterator[tuple[int, tuple[str, bytes]]]:
+    """(rows, (name, data)) of each file: one, but where the operator's hook made rows that do not go
+    together, as few as there have to be, without those that are no rows."""
+    try:
+        at_s = rows[0]["at_s"]
+        day = datetime.fromtimestamp(at_s, UTC).date().isoformat()
+        made = f"{day}/{int(at_s * 1000)}-{secrets.token_hex(4)}.parquet", parquet(rows)
+    except Exception as error:  # noqa: BLE001 - whatever a hook may return
+        if len(rows) == 1:
+            log.warning("a captured row cannot be written and is dropped: %r", error)
+            return
+        middle = len(rows) // 2
+        yield from _files(rows[:middle])
+        yield from _files(rows[middle:])
+    else:
+        yield len(rows), made
 
 
 def read(root: Root, service: str, limit: int = 100, since_s: float = 0.0) -> list[Row]:

@@ -113,6 +113,45 @@ def test_the_hook_cleans_refuses_and_may_fail_without_letting_anything_through(r
     assert 'outcome="dropped"} 2' in "\n".join(made.text())
 
 
+def test_rows_that_are_no_rows_cost_themselves_only(root, caplog):
+    def hook(row):
+        number = int(row["id"][1:])
+        if number == 3:
+            del row["at_s"]
+        if number == 5:
+            row["inputs"] = "none of your business"
+        if number == 6:
+            return "no row"
+        if number == 9:
+            row["key"] = 9  # not the type of the others
+        return row
+
+    made = capturer(root, hook)
+    offer(made, number=12)
+    flush(made)
+    assert {r["id"] for r in read(root, "digits")} == {f"r{i}" for i in range(12)} - {
+        "r3",
+        "r5",
+        "r6",
+    }
+    assert made.counts == {("digits", "kept"): 9, ("digits", "dropped"): 3}
+    assert made._size == 0
+    assert caplog.text.count("cannot be written and is dropped") == 3
+
+
+def test_a_root_that_breaks_otherwise_ends_no_captures(root, caplog):
+    roots = iter([lambda: 1 / 0, lambda: root])
+    made = Capturer(open_root=lambda _: next(roots)(), chance=lambda: 0.0)
+    offer(made, number=2)
+    flush(made)
+    assert made.counts == {("digits", "kept"): 0, ("digits", "dropped"): 2}
+    assert made._size == 0
+    assert "ZeroDivisionError" in caplog.text
+    offer(made)
+    flush(made)
+    assert len(read(root, "digits")) == 1
+
+
 def test_memory_is_bounded_and_what_does_not_fit_is_counted(root, monkeypatch):
     monkeypatch.setattr(capture, "MAX_BUFFERED", 200)
     made = capturer(root)
