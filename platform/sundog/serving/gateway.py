@@ -225,7 +225,7 @@ class Gateway:
 
     def _always(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that goes on as long as the gateway: one that ends has to be seen."""
-        task = asyncio.create_task(work, name=work.__qualname__)
+        task = asyncio.create_task(work, name=getattr(work, "__qualname__", "a task"))
         task.add_done_callback(self._ended)
         return task
 

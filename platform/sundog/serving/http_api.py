@@ -32,7 +32,6 @@ CLIENT_GONE = 499
 """What the log says of a client that left before its answer was whole."""
 _PACK_INLINE = 256 * 1024
 _JSON = (b"content-type", b"application/json")
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MODEL = re.compile(
     r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
     r"(?:/(infer|generate|generate_stream|ready|stats|config))?"
@@ -91,7 +90,6 @@ class GatewayApp:
         self.openai = openai
         self.routes = calls.routes
         self.pages = pages
-        self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +110,6 @@ class GatewayApp:
         )
         self.calls.begin(exchange)
         oversized = False
-        self.in_flight += 1
         try:
             status, answer = 200, await self._answer(exchange, path)
             if isinstance(answer, Streamed):
@@ -130,8 +127,6 @@ class GatewayApp:
             exchange.extra += _retry(error.retry_after_s)
         except Gone:
             return
-        finally:
-            self.in_flight -= 1
         if status != 200:
             exchange.content_type = _JSON
         encoding = compression.choose(exchange.headers.get(b"accept-encoding", b""), len(body))
@@ -245,6 +240,7 @@ class GatewayApp:
         body, chosen = await self._request(exchange, name, version)
         contract = chosen.contract
         parsed, single = contract.parse_generate(load_json(body))
+        parsed.trace = exchange.trace
         parts = [part async for part in parts_of(chosen.lane, parsed)]
         if len(parts) != 1:
             raise BadRequest(f"the answer has {len(parts)} parts; ask /generate_stream for them")

@@ -131,10 +131,10 @@ class Passthrough:
         if upstream.model is not None:
             document["model"] = upstream.model
         asked = document.get("stream_options")
+        if asked is not None and not isinstance(asked, dict):
+            raise BadRequest("'stream_options' is not an object")
         hide_usage = False
-        if document.get("stream") is True and not (
-            isinstance(asked, dict) and asked.get("include_usage")
-        ):
+        if document.get("stream") is True and not (asked or {}).get("include_usage"):
             # Tokens are counted for every request; who did not ask does not see the extra event.
             document["stream_options"] = {**(asked or {}), "include_usage": True}
             hide_usage = True
@@ -197,7 +197,8 @@ class _Answer:
         pending = b""
         try:
             async for part in response.aiter_bytes():
-                pending += part.replace(b"\r\n", b"\n")
+                # A line's end may be cut between two parts.
+                pending = (pending + part).replace(b"\r\n", b"\n")
                 *events, pending = pending.split(b"\n\n")
                 out = b"".join(
                     event + b"\n\n" for event in events if not (self._usage(event) and hide_usage)
@@ -205,7 +206,8 @@ class _Answer:
                 if out:
                     self.size += len(out)
                     yield out
-            if pending:
+            if pending and not (self._usage(pending) and hide_usage):
+                self.size += len(pending)
                 yield pending
         except httpx.HTTPError as error:
             self.status = 502

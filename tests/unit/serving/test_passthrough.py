@@ -16,10 +16,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from sundog.errors import SpecError
 from sundog.security.keys import KeyRing, new_key
-from sundog.serving.calls import Calls
+from sundog.serving.calls import Call, Calls
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
-from sundog.serving.passthrough import Passthrough, Upstream, upstreams_of
+from sundog.serving.passthrough import Passthrough, Upstream, _Answer, upstreams_of
 from sundog.serving.routes import Routes
 
 WORDS = ["to", " be", " or", " not"]
@@ -221,6 +221,10 @@ def test_refusals_are_errors_of_the_client(client, world):
     ("method", "path", "content", "status"),
     [("GET", "/v1/chat/completions", b"", 405), ("POST", "/v1/chat/completions", b"{", 400),
      ("POST", "/v1/chat/completions", b"[]", 400),
+     ("POST", "/v1/chat/completions",
+      b'{"model": "chat", "messages": [], "stream": true, "stream_options": "x"}', 400),
+     ("POST", "/v1/chat/completions",
+      b'{"model": "chat", "messages": [], "stream": true, "stream_options": [1]}', 400),
      ("POST", "/v1/chat/completions", b" " * (33 * 2**20), 413)],
 )  # fmt: skip
 def test_what_is_no_request(world, method, path, content, status):
@@ -230,6 +234,28 @@ def test_what_is_no_request(world, method, path, content, status):
     )
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_usage_is_found_however_the_stream_is_cut(size, end, whole):
+    lines = [b'data: {"choices":[1]}', b'data: {"choices":[],"usage":{"prompt_tokens":5}}']
+    raw = (end * 2).join(lines) + (end * 2 if whole else b"")
+
+    async def upstream():
+        for at in range(0, len(raw), size):
+            yield raw[at : at + size]
+
+    async def main():
+        answer = _Answer({}, None, None, Call({}))
+        events = answer._events(httpx.Response(200, content=upstream()), hide_usage=True)
+        return b"".join([event async for event in events]), answer
+
+    said, answer = asyncio.run(main())
+    assert said == lines[0] + b"\n\n"
+    assert answer.tokens == {"input": 5}
+    assert answer.size == len(said)
 
 
 @pytest.mark.parametrize(

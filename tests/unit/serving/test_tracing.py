@@ -1,16 +1,23 @@
 """W3C trace context: read as the standard says, continued, carried to the model and into log lines."""
 
+import asyncio
 import json
 import os
 
+import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
+from gateway_kit import Served, route_of, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sundog.errors import SpecError
-from sundog.serving import frames
+from sundog.security.keys import KeyRing
+from sundog.serving import frames, http_api
 from sundog.serving.calls import Call, Calls
+from sundog.serving.lane import NotServed
+from sundog.serving.routes import Routes
 from sundog.serving.runner import Runner
 from sundog.serving.tracing import Traces, context_of, parent_of, trace_id_of, traces_of
 
@@ -135,6 +142,41 @@ def test_log_lines_name_the_trace_with_and_without_spans():
     assert log.entries[2]["trace"] == TRACE
     assert span.attributes["sundog.request_id"] == "r3"
     assert not span.status.is_ok
+
+
+def test_what_generates_is_traced_to_the_model(monkeypatch):
+    asked = []
+
+    async def parts(lane, parsed):
+        asked.append(parsed.trace)
+        raise NotServed(503, "no replica")
+        yield
+
+    async def nothing(*_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(http_api, "parts_of", parts)
+    signature = {
+        "inputs": tensors(("text_input", "BYTES", (-1,))),
+        "outputs": tensors(("text_output", "BYTES", (-1,))),
+    }
+
+    async def main(traces):
+        routes = Routes(nothing, None)
+        services = {"words": route_of("words", Served(None, signature))}
+        routes.apply({"epoch": 1, "version": 1, "services": services, "keys": []})
+        calls = Calls(routes, KeyRing(), log=Log())
+        calls.traces = traces
+        transport = httpx.ASGITransport(http_api.GatewayApp(calls, FastAPI()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            for verb in ("generate", "generate_stream"):
+                await client.post(
+                    f"/v2/models/words/{verb}", json={"text_input": "a"},
+                    headers={"traceparent": GIVEN},
+                )  # fmt: skip
+
+    kept_spans(lambda traces: asyncio.run(main(traces)))
+    assert [a.split("-")[1] for a in asked] == [TRACE, TRACE]
 
 
 def test_a_frame_whose_traces_are_no_words_is_refused():
