@@ -53,7 +53,7 @@ def _sweep(root: str | None, run_id: str) -> Any:
         raise NotFound(f"{run_id} has not begun", f"sundog logs {run_id}")
     spec = SweepSpec.model_validate(record["spec"])
     book = sweep_book.read(folder)
-    return folder, record, spec, sorted(book.trials.values(), key=lambda t: t.name)
+    return folder, record, spec, sorted(book.trials.values(), key=lambda t: t.place)
 
 
 @app.command()

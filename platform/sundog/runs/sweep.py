@@ -22,7 +22,7 @@ from sundog.runs.lineage import lineage
 from sundog.runs.notify import notified
 from sundog.runs.sweep_book import Book, Journal, Trial
 from sundog.runs.sweep_purse import Rates, forecast, require_prices
-from sundog.runs.sweep_search import Modelled, searcher
+from sundog.runs.sweep_search import Modelled, configurations, searcher
 from sundog.runs.sweep_table import best_of, front, table
 from sundog.runs.sweep_tracking import tracking
 from sundog.runs.train import driver_recipe, pin_data, ray_storage, worker_resources
@@ -85,7 +85,7 @@ def _conclude(
     spec: SweepSpec, folder: RunFolder, data: str | None, conductor: Conductor, done: dict[str, Any]
 ) -> Swept:
     book = conductor.book
-    trials = sorted(book.trials.values(), key=lambda t: t.name)
+    trials = sorted(book.trials.values(), key=lambda t: t.place)
     ahead = forecast(book, conductor.total)
     done |= {
         "trials": [t.row() for t in trials], "usd": book.usd, "node_hours": book.node_hours,
@@ -101,7 +101,7 @@ def _conclude(
         say(folder, line)
     if conductor.ending or conductor.closing:
         say(folder, f"ended early: {conductor.ending or conductor.closing}; best so far above")
-    done |= {"metrics": best.metrics, "best": best.name, "params": best.params}
+    done |= {"metrics": best.metrics, "best": best.name, "params": best.shown}
     if spec.also:
         done["front"] = [t.name for t in front(trials, spec)]
         say(folder, f"Pareto front of {', '.join(spec.objectives)}: {', '.join(done['front'])}")
@@ -235,6 +235,11 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
                     for r in range(1, spec.repeats)},
         "reported": {t.name: t.report for t in book.trials.values()},
     }  # fmt: skip
+    if conductor.over():  # all trials had ended before: its winner is to be registered
+        conductor.close()
+        if told:
+            told.end("finished")
+        return conductor
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), room.request())
     with tempfile.TemporaryDirectory(prefix="sundog-tune-") as scratch:
         tuner = tune.Tuner(
@@ -305,7 +310,7 @@ def _warm(search: Modelled, spec: SweepSpec, folder: RunFolder, run_id: str) -> 
     from sundog.runs.sweep_conduct import objectives
 
     trials = list(sweep_book.read(open_run(folder.root, run_id)).trials.values())
-    found = [(t.params, objectives(t, spec)) for t in trials if t.state == "finished"]
+    found = [(t.shown, objectives(t, spec)) for t in trials if t.state == "finished"]
     fitting = sum(search.learn(p, o) for p, o in found if o is not None)
     if not fitting:
         raise SpecError(
@@ -321,6 +326,8 @@ def _announce(spec: SweepSpec, folder: RunFolder, book: Book, total: int, size: 
         folder,
         f"{folder.run_id} · {total} trials of {spec.run.recipe}, {size.at_once} at once{each}",
     )
+    if spec.searcher.grid and (whole := len(sweep_space.grid(spec))) > configurations(spec):
+        say(folder, f"trials: {configurations(spec)} of the {whole} combinations of this grid")
     if not book.trials:
         return
     ended = sum(t.ended for t in book.trials.values())
@@ -342,14 +349,14 @@ def register_best(
 
     if spec.register_ is None:
         return None
-    run = trial_spec(spec, best.params, best.repeat)
+    run = trial_spec(spec, best.shown, best.repeat)
     recipe = open_recipe(folder.root, run, data, None)
     checkpoint = Kept(folder.root, trial_prefix(folder.run_id, best.name)).best_checkpoint()
     if checkpoint is None:
         raise RunError(f"{best.name} left no good checkpoint to register", "run the sweep again")
     version, alias, why = register(
         folder.root, spec.register_, recipe, checkpoint, best.metrics,
-        lineage(data=data, run_id=folder.run_id, spec=run, trial=best.name, params=best.params,
+        lineage(data=data, run_id=folder.run_id, spec=run, trial=best.name, params=best.shown,
                 step=checkpoint.step),
     )  # fmt: skip
     if version is None:
@@ -365,7 +372,7 @@ def already_swept(spec: SweepSpec, folder: RunFolder) -> str | None:
     """What to say instead of sweeping when this run id is done; None: go on.
 
     A sweep that a cap ended goes on when the cap was raised, one that ran all its trials when there
-    are more of them now.
+    are more of them now, or when its winner is to be registered otherwise.
     """
     try:
         record = folder.record()
@@ -374,12 +381,12 @@ def already_swept(spec: SweepSpec, folder: RunFolder) -> str | None:
     _same_search(spec, record, folder.run_id)
     if record.get("state") != "finished":
         return None
-    old = record.get("spec") or {}
-    wider = [
-        name for name in ("max_usd", "max_time", "trials")
-        if (getattr(spec, name) or float("inf")) > (old.get(name) or float("inf"))
-    ]  # fmt: skip
-    if wider:
+    old = SweepSpec.model_validate(record["spec"])
+    wider = any(
+        (getattr(spec, name) or float("inf")) > (getattr(old, name) or float("inf"))
+        for name in ("max_usd", "max_time")
+    )
+    if wider or configurations(spec) > configurations(old) or spec.register_ != old.register_:
         return None
     model = f", registered as {record['model']}" if record.get("model") else ""
     return f"{folder.run_id} is finished already: best {record.get('best')}{model}"

@@ -25,9 +25,10 @@ ENDED = ("finished", "stopped", "failed")
 
 @dataclass
 class Trial:
-    """One trial. `value` is its best report, `reports` are (number, value); `node_s` are seconds on
-    its node, `node_hours` those as a share of the node, `unpriced_hours` the part of these that has
-    no price; `usd` is what the rest cost, None when all of it is unpriced."""
+    """One trial. `value` is its best report, `reports` are (number, value); `params` are those it has
+    now, `best_params` those of its best report (population-based training changes them). `node_s`
+    are seconds on its node, `node_hours` those as a share of the node, `unpriced_hours` the part of
+    these that has no price; `usd` is what the rest cost, None when all of it is unpriced."""
 
     name: str
     number: int = 0
@@ -46,6 +47,7 @@ class Trial:
     unpriced_hours: float = 0.0
     diverged: bool = False  # with its parameters it would anywhere: stopped, and not begun again
     submission: int = 0
+    best_params: dict[str, Any] | None = None
 
     @property
     def ended(self) -> bool:
@@ -60,10 +62,20 @@ class Trial:
         """What the whole trial cost; None while a part of it has no price."""
         return None if self.unpriced_hours else self.usd
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands among others: names sort wrongly from a thousand trials on."""
+        return self.number, self.repeat
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The parameters that its value was reached with."""
+        return self.params if self.best_params is None else self.best_params
+
     def row(self) -> dict[str, Any]:
         """For the record, `sweep show` and exports."""
         return {
-            "trial": self.name, "params": self.params, "value": self.value, "step": self.step,
+            "trial": self.name, "params": self.shown, "value": self.value, "step": self.step,
             "steps": self.steps, "reports": len(self.reports), "state": self.state,
             "why": self.why, "metrics": self.metrics, "seconds": round(self.node_s, 3),
             "node_hours": self.node_hours, "usd": self.usd,
@@ -143,6 +155,7 @@ class Book:
         sign = 1 if self.mode == "max" else -1
         if math.isfinite(value) and (trial.value is None or sign * value > sign * trial.value):
             trial.value, trial.metrics = value, entry["metrics"]
+            trial.best_params = trial.params
 
 
 class Journal:

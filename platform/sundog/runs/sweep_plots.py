@@ -77,13 +77,13 @@ def _parallel(figure: Any, spec: SweepSpec, trials: Sequence[Trial]) -> None:
     axis = figure.subplots()
     scales = [_scale(spec, name, trials) for name in names]
     for trial in sorted(trials, key=lambda t: (t.value or 0.0) * (1 if spec.mode == "max" else -1)):
-        row = [*(trial.params.get(n) for n in spec.space), trial.value]
+        row = [*(trial.shown.get(n) for n in spec.space), trial.value]
         heights = [
             _ABSENT if v is None else place(v) for v, (place, _) in zip(row, scales, strict=True)
         ]
         axis.plot(range(len(names)), heights, color=colours(norm(trial.value)), alpha=0.7, lw=1.4)
     for i, (_, ticks) in enumerate(scales):
-        if i < len(spec.space) and any(names[i] not in t.params for t in trials):
+        if i < len(spec.space) and any(names[i] not in t.shown for t in trials):
             ticks = [*ticks, (_ABSENT, "without")]
         axis.axvline(i, color="0.75", lw=0.8, zorder=0)
         for height, label in ticks:
@@ -115,7 +115,7 @@ def _scale(
         ticks = [(i / last, str(v)) for i, v in enumerate(domain.choice)]
         places = {str(v): i / last for i, v in enumerate(domain.choice)}
         return (lambda v: places[str(v)]), ticks
-    known = [t.value if domain is None else t.params.get(name) for t in trials]
+    known = [t.value if domain is None else t.shown.get(name) for t in trials]
     numbers = [float(v) for v in known if v is not None] or [0.0]
     log = isinstance(domain, Log)
     low, high = min(numbers), max(numbers)
@@ -166,10 +166,8 @@ def importance(spec: SweepSpec, trials: Sequence[Trial]) -> dict[str, float]:
 
     plain = spec.model_copy(update={"also": {}})
     study = Modelled(plain.model_copy(update={"searcher": _tpe()}))
-    learnt = sum(study.learn(t.params, [t.value]) for t in trials if t.value is not None)
-    varied = {
-        n for t in trials for n in t.params if len({str(u.params.get(n)) for u in trials}) > 1
-    }
+    learnt = sum(study.learn(t.shown, [t.value]) for t in trials if t.value is not None)
+    varied = {n for t in trials for n in t.shown if len({str(u.shown.get(n)) for u in trials}) > 1}
     if learnt < 4 or len({t.value for t in trials}) < 2 or not varied:
         return {}
     return study.importances()

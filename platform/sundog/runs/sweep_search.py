@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sundog.errors import SundogError
 from sundog.runs.sweep_space import draw, grid, holds
-from sundog.spec.sweep import Choice, Int, Log, SweepSpec, Uniform
+from sundog.spec.sweep import DEFAULT_TRIALS, Choice, Int, Log, SweepSpec, Uniform
 
 
 class Search(Protocol):
@@ -41,9 +41,17 @@ def searcher(spec: SweepSpec, known: int = 0) -> Search:
     return Drawn(spec)
 
 
+def configurations(spec: SweepSpec) -> int:
+    """How many there are to try at most: `trials`, or all of a grid."""
+    if spec.searcher.grid:
+        whole = len(grid(spec))
+        return whole if spec.trials is None else min(whole, spec.trials)
+    return DEFAULT_TRIALS if spec.trials is None else spec.trials
+
+
 class Drawn:
     def __init__(self, spec: SweepSpec) -> None:
-        self._spec, self.total = spec, spec.trials
+        self._spec, self.total = spec, configurations(spec)
 
     def propose(self, number: int) -> dict[str, Any]:
         return draw(self._spec, number)
@@ -59,7 +67,7 @@ class Grid(Drawn):
     def __init__(self, spec: SweepSpec) -> None:
         super().__init__(spec)
         self._all = grid(spec)
-        self.total = len(self._all)
+        self.total = configurations(spec)
 
     def propose(self, number: int) -> dict[str, Any]:
         return self._all[number]
@@ -76,7 +84,7 @@ class Modelled:
                 "searcher: optuna is not installed", "pip install 'sundog[sweeps]'"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna, self._spec, self.total = optuna, spec, spec.trials
+        self._optuna, self._spec, self.total = optuna, spec, configurations(spec)
         directions = ["maximize" if m == "max" else "minimize" for m in spec.objectives.values()]
         # Another seed for what comes after an interruption, or the first draws would come again.
         sampler = self._sampler(spec, spec.seed + 1000 * known)

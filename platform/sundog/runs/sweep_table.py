@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def rung(trial: Trial, spec: SweepSpec) -> int | None:
-    """How many cuts of successive halving the trial has passed; None where there are no rungs."""
+    """How many cuts of successive halving the trial has passed; None where there are no rungs, or
+    several brackets, whose rungs differ."""
     asha = spec.scheduler.asha
-    if asha is None:
+    if asha is None or asha.brackets > 1:
         return None
     if trial.report < asha.grace:
         return 0
@@ -71,7 +73,7 @@ def cells(trials: Sequence[Trial], spec: SweepSpec) -> tuple[list[str], list[lis
     rows: list[list[Any]] = []
     for t in trials:
         measured = {**t.metrics, "seconds": t.node_s, "usd": t.whole_usd}
-        row: list[Any] = [t.name, *(t.params.get(n) for n in names), t.value]
+        row: list[Any] = [t.name, *(t.shown.get(n) for n in names), t.value]
         row += [measured.get(n) for n in spec.also]
         row += [f"{t.step}/{t.steps}", *([rung(t, spec)] if rungs else [])]
         rows.append([*row, t.usd, t.node_hours, t.state, t.why])
@@ -117,19 +119,25 @@ def write(trials: Sequence[Trial], spec: SweepSpec, path: Path) -> None:
     head, rows = cells(trials, spec)
     columns = {}
     for i, name in enumerate(head):
-        values = [row[i] for row in rows]
-        if len({type(v) for v in values if v is not None} - {int, float}) > 1:
-            values = [None if v is None else str(v) for v in values]  # a choice of mixed types
-        try:
-            columns[name] = pyarrow.array(values)
-        except pyarrow.ArrowInvalid:
-            columns[name] = pyarrow.array([None if v is None else str(v) for v in values])
+        columns[name] = _column([row[i] for row in rows], flat=path.suffix == ".csv")
     written = pyarrow.table(columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         pyarrow.csv.write_csv(written, path)
     else:
         pyarrow.parquet.write_table(written, path)
+
+
+def _column(values: list[Any], flat: bool) -> Any:
+    """An Arrow array; of texts where the values are of several kinds, or nested and to be `flat`."""
+    import pyarrow
+
+    kinds = {type(v) for v in values if v is not None}
+    mixed = len(kinds) > 1 and not kinds <= {int, float}
+    if not mixed and not (flat and kinds & {list, tuple, dict}):
+        with suppress(pyarrow.ArrowException, OverflowError):
+            return pyarrow.array(values)
+    return pyarrow.array([None if v is None else str(v) for v in values])
 
 
 def _title(name: str) -> str:

@@ -131,6 +131,7 @@ class Kept:
         self.last: int | None = None
         self.best: int | None = None
         self.best_value: float | None = None
+        self.aside = False  # the best one's checkpoint lies apart
         self.origin: tuple[str, int] | None = None
         self.refresh()
 
@@ -142,6 +143,7 @@ class Kept:
             return
         self.last, self.best, self.best_value = kept["last"], kept["best"], kept["best_value"]
         self.origin = tuple(kept["origin"]) if kept.get("origin") else None
+        self.aside = kept.get("aside", False)
         self.checkpoints.pinned = self.best
 
     def take_over(self, mark: dict[str, Any] | None) -> None:
@@ -167,19 +169,35 @@ class Kept:
         """The checkpoint of `step` is the last one; with a `value`, the best as well."""
         self.last, self.origin = step, None
         if value is not None:
-            self.best, self.best_value = step, value
+            self.best, self.best_value, self.aside = step, value, False
             self.checkpoints.pinned = step
         self._write()
 
     def _write(self) -> None:
         kept = {
             "format": FORMAT, "last": self.last, "best": self.best, "best_value": self.best_value,
-            "origin": self.origin,
+            "origin": self.origin, "aside": self.aside,
         }  # fmt: skip
         self.root.write(f"{self.prefix}/state.json", json.dumps(kept).encode())
 
     def best_checkpoint(self) -> Checkpoint | None:
-        return None if self.best is None else self.checkpoints.read(self.best)
+        """Of the best report; what it was saved with."""
+        if self.best is None:
+            return None
+        return (self._apart if self.aside else self.checkpoints).read(self.best)
+
+    def make_room(self, step: int) -> None:
+        """A state of `step` that is not the best is about to be saved: the best one of an earlier
+        life, before another trial was copied, may lie there."""
+        if step == self.best and not self.aside:
+            kept = self.checkpoints.read(step)
+            self._apart.save(step, kept.parts, kept.about)
+            self.aside = True
+            self._write()
+
+    @property
+    def _apart(self) -> Checkpoints:
+        return Checkpoints(self.root, f"{self.prefix}/best", keep=1)
 
 
 class _PinnedCheckpoints(Checkpoints):
@@ -274,6 +292,8 @@ class Reporter:
         # A trial that may be paused, or copied by another, has a checkpoint at each report.
         now = better or pauses(self._spec)
         before = self._saver._saved_step
+        if not better and before != loop.step:
+            self._kept.make_room(loop.step)
         self._saver.offer(loop, now=now)
         if self._saver._saved_step != before:
             self._saver.close()
@@ -407,8 +427,10 @@ class Report:
         value = value_of(self._spec, metrics)
         self.number += 1
         if state is not None:
-            self._kept.checkpoints.save(self.number, {"state": state}, {"metrics": metrics})
             better = self._kept.improved(value, self._spec.mode)
+            if not better:
+                self._kept.make_room(self.number)
+            self._kept.checkpoints.save(self.number, {"state": state}, {"metrics": metrics})
             self._kept.note(self.number, value if better else None)
         elif pauses(self._spec):
             raise RunError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -12,6 +13,7 @@ from sundog.spec.quantity import DurationS, Usd, UsdHour
 from sundog.spec.run import RegisterRule, RunSpec
 
 Mode = Literal["max", "min"]
+DEFAULT_TRIALS = 16
 
 
 class Conditional(Spec):
@@ -186,9 +188,15 @@ class SweepSpec(Spec):
         description="further metrics of the Pareto front; usd and seconds are measured",
         examples=[{"usd": "min"}],
     )
-    trials: int = Field(16, ge=1, description="configurations, at most")
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="configurations, at most: 16, or all of a grid, where it is left out",
+    )
     repeats: int = Field(1, ge=1, description="runs of each configuration, with seeds of their own")
-    concurrent: int | Literal["auto"] = "auto"
+    concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="trials at once; auto: as many as the cluster holds"
+    )
     searcher: Searcher = Searcher(random=RandomOptions())
     scheduler: Scheduler = Scheduler(fifo=FifoOptions())
     seed: int = 0
@@ -243,14 +251,39 @@ class SweepSpec(Spec):
                         + (f"; there are {', '.join(earlier)}" if earlier else "")
                     )
                 self._a_condition(name, other, domain.when[other])
+            self._can_be(name)
         return self
+
+    def _can_be(self, name: str) -> None:
+        """Whether some configuration has the parameter: all conditions above it together."""
+        wanted: dict[str, tuple[str, list[Any]]] = {}  # parameter -> (who asks, values left)
+        ask = [name]
+        while ask:
+            asking = ask.pop()
+            for other, values in self.space[asking].when.items():
+                who, left = wanted.get(other, (asking, None))
+                some = values if isinstance(values, list) else [values]
+                both = some if left is None else [v for v in left if v in some]
+                if not both:
+                    raise ValueError(
+                        f"space.{name}.when: no configuration ever has it, for {who} and {asking} "
+                        f"want {other} to be different things"
+                    )
+                wanted[other] = asking, both
+                ask.append(other)
 
     def _a_domain(self, name: str, domain: Domain) -> None:
         if isinstance(domain, Choice):
+            if any(isinstance(v, float) and not math.isfinite(v) for v in domain.choice):
+                raise ValueError(f"space.{name}: a choice must be finite, not NaN or infinity")
             return
         match domain:
             case Uniform(uniform=bounds) | Log(log=bounds) | Int(int_=bounds):
                 low, high = bounds
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(
+                f"space.{name}: [{low}, {high}] has no end; both must be finite numbers"
+            )
         if low >= high:
             raise ValueError(
                 f"space.{name}: [{low}, {high}] is empty; the first must be the smaller"
@@ -264,6 +297,8 @@ class SweepSpec(Spec):
         domain = self.space[other]
         if not isinstance(domain, Choice):
             raise ValueError(f"space.{name}.when: {other} is no choice, so it cannot be waited for")
+        if wanted == []:
+            raise ValueError(f"space.{name}.when: {other} is one of none, so {name} never is")
         for value in wanted if isinstance(wanted, list) else [wanted]:
             if value not in domain.choice:
                 raise ValueError(

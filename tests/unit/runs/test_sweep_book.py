@@ -3,6 +3,8 @@
 import json
 import math
 
+import pyarrow
+import pyarrow.csv
 import pytest
 from test_sweep_space import spec
 
@@ -13,6 +15,8 @@ from sundog.runs.sweep_purse import Purse, Rates, forecast, require_prices
 from sundog.runs.sweep_table import best_of, cells, front, rung, table, write
 from sundog.storage.root import open_root
 from sundog.storage.runs import new_run
+
+TEXT = pyarrow.csv.ConvertOptions(column_types={"c": pyarrow.string()})
 
 
 @pytest.fixture
@@ -121,10 +125,10 @@ def test_rungs_count_the_cuts_that_were_passed():
         trial = Trial("t", reports=[(reports, 0.5)])
         assert rung(trial, one) == expected
     assert rung(Trial("t"), spec()) is None
+    assert rung(Trial("t"), spec(scheduler={"asha": {"brackets": 2}})) is None
 
 
 def test_a_table_and_files_have_every_trial(tmp_path):
-    import pyarrow.csv
     import pyarrow.parquet
 
     one = spec(scheduler="asha", also={"usd": "min"})
@@ -138,3 +142,55 @@ def test_a_table_and_files_have_every_trial(tmp_path):
     assert pyarrow.csv.read_csv(tmp_path / "t.csv").num_rows == 2
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet")["accuracy"].to_pylist() == [0.9, None]
     assert len(cells(trials, one)[0]) == len(cells(trials, one)[1][0])
+
+
+@pytest.mark.parametrize(
+    "choices", [["a", 1], [True, 2], [[1, 2], [3]], [[1, "a"], None], ["auto", 0.1, [2]]]
+)
+def test_choices_of_any_kind_are_exported(tmp_path, choices):
+    import pyarrow.parquet
+
+    one = spec(space={"c": {"choice": choices}})
+    trials = [Trial(f"t{n}", params={"c": choice}, value=0.5) for n, choice in enumerate(choices)]
+    for name in ("t.csv", "t.parquet"):
+        write(trials, one, tmp_path / name)
+    found = pyarrow.csv.read_csv(tmp_path / "t.csv", convert_options=TEXT)["c"].to_pylist()
+    assert found == ["" if c is None else str(c) for c in choices]
+    kept = pyarrow.parquet.read_table(tmp_path / "t.parquet")["c"].to_pylist()
+    assert [None if k is None else str(k) for k in kept] == [
+        None if c is None else str(c) for c in choices
+    ]
+
+
+def test_trials_stand_in_the_order_of_their_numbers():
+    some = [Trial(f"trial-{n:03d}", n) for n in (1000, 999, 2)]
+    assert [t.number for t in sorted(some, key=lambda t: t.place)] == [2, 999, 1000]
+
+
+def test_what_is_shown_are_the_parameters_of_the_best_value(folder):
+    journal = Journal(folder, "max")
+    journal.write("trial", trial="trial-000", number=0, repeat=0, params={"lr": 0.1})
+    report(journal, "trial-000", 1, 0.9)
+    journal.write("state", trial="trial-000", state="running", why="took over", params={"lr": 0.2})
+    report(journal, "trial-000", 2, 0.5)
+    for book in (journal.book, sweep_book.read(folder)):
+        (trial,) = book.trials.values()
+        assert trial.params == {"lr": 0.2}  # what it goes on with
+        assert trial.row()["params"] == trial.shown == {"lr": 0.1}
+        assert cells([trial], spec(space={"lr": {"uniform": [0, 1]}}))[1][0][1] == 0.1
+    report(journal, "trial-000", 3, 0.95)
+    assert journal.book.trials["trial-000"].shown == {"lr": 0.2}
+
+
+def test_a_finished_sweep_goes_on_for_another_registration_or_more_trials(folder):
+    from sundog.runs import sweep_space
+    from sundog.runs.sweep import already_swept
+
+    one = spec(trials=4, max_usd=2)
+    folder.update(state="finished", best="trial-000", spec=one.model_dump(mode="json"),
+                  search=sweep_space.identity(one))  # fmt: skip
+    assert "finished already" in (already_swept(one, folder) or "")
+    rule = {"as": "digits"}
+    for change in ({"register": rule}, {"trials": 5}, {"trials": None}, {"max_usd": 3}):
+        assert already_swept(spec(**({"trials": 4, "max_usd": 2} | change)), folder) is None
+    assert already_swept(spec(trials=3, max_usd=1), folder)

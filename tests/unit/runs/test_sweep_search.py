@@ -14,6 +14,11 @@ def test_a_grid_ends_where_its_combinations_do():
     found = searcher(spec(space={"a": {"choice": [1, 2, 3]}}, searcher="grid", trials=99))
     assert found.total == 3
     assert found.propose(2) == {"a": 3}
+    capped = spec(space={"a": {"choice": [1, 2, 3]}}, searcher="grid", trials=2)
+    assert searcher(capped).total == 2
+    many = spec(space={"a": {"choice": list(range(40))}}, searcher="grid")
+    assert searcher(many).total == 40  # without `trials` all of it
+    assert searcher(spec()).total == 16
 
 
 @pytest.mark.parametrize("options", [{}, {"multivariate": True}, {"sampler": "gp"}])

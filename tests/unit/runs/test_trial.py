@@ -242,3 +242,25 @@ def test_a_loss_that_is_no_number_is_a_result_not_a_failure(run, monkeypatch, mo
     assert told.results[-1]["diverged"]
     assert not told.results[-1]["fatal"]
     assert "at step" in told.results[-1]["fault"]
+
+
+def test_the_best_state_survives_a_life_that_passes_its_step_again(tmp_path):
+    """A trial that copied another's earlier checkpoint comes by the step of its own best again."""
+    kept = Kept(open_root(tmp_path.as_uri()), "runs/s-1/trials/trial-000")
+    other = Kept(kept.root, "runs/s-1/trials/trial-001")
+    for step, value in ((1, 0.5), (2, 0.9)):
+        kept.checkpoints.save(step, {"state": b"old %d" % step}, {"metrics": {}})
+        kept.note(step, value)
+    other.checkpoints.save(1, {"state": b"other"}, {})
+    kept.take_over({"prefix": other.prefix, "step": 1})
+    assert not kept.improved(0.7, "max")
+    kept.make_room(2)
+    kept.checkpoints.save(2, {"state": b"new 2"}, {})
+    kept.note(2, None)
+    again = Kept(kept.root, kept.prefix)
+    best = again.best_checkpoint()
+    assert best is not None
+    assert best.parts["state"] == b"old 2"
+    again.checkpoints.save(3, {"state": b"new 3"}, {})
+    again.note(3, 0.95)
+    assert Kept(kept.root, kept.prefix).best_checkpoint().parts["state"] == b"new 3"  # type: ignore[union-attr]

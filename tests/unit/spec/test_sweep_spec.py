@@ -38,6 +38,25 @@ def test_a_bare_name_is_all_defaults_and_survives_the_record():
             {"space": {**BASE["space"], "m": {"uniform": [0, 1], "when": {"lr": 0.1}}}},
             "no choice",
         ),
+        ({"space": {"lr": {"uniform": [0, float("nan")]}}}, "finite"),
+        ({"space": {"lr": {"uniform": [float("-inf"), 1]}}}, "has no end"),
+        ({"space": {"lr": {"log": [1, float("inf")]}}}, "has no end"),
+        ({"space": {"lr": {"choice": [0.1, float("nan")]}}}, "must be finite"),
+        ({"space": {**BASE["space"], "m": {"uniform": [0, 1], "when": {"o": []}}}}, "one of none"),
+        (
+            {
+                "space": {
+                    **BASE["space"],
+                    "m": {"choice": [1, 2], "when": {"o": "sgd"}},
+                    "b": {"choice": [1, 2], "when": {"o": ["adam"]}},
+                    "n": {"uniform": [0, 1], "when": {"m": 1, "b": [1, 2]}},
+                }
+            },
+            "space.n.when: no configuration ever has it.* want o",
+        ),
+        ({"concurrent": 0}, "greater than or equal to 1"),
+        ({"concurrent": -3}, "greater than or equal to 1"),
+        ({"trials": 0}, "greater than or equal to 1"),
         ({"also": {"accuracy": "min"}}, "already"),
         ({"metric": "usd"}, "only stand in also"),
         ({"warm_start": ["s-1"]}, "only searcher: optuna"),
@@ -60,3 +79,16 @@ def test_a_bare_name_is_all_defaults_and_survives_the_record():
 def test_contradictions(change, says):
     with pytest.raises(ValidationError, match=says):
         SweepSpec.model_validate({**BASE, **change})
+
+
+def test_conditions_that_can_hold_together_are_taken():
+    space = {
+        **BASE["space"],
+        "m": {"choice": [1, 2], "when": {"o": ["sgd", "adam"]}},
+        "n": {"uniform": [0, 1], "when": {"m": 1, "o": "adam"}},
+        "p": {"uniform": [0, 1], "when": {}},
+    }
+    assert SweepSpec.model_validate({**BASE, "space": space}).space["n"].when == {
+        "m": 1,
+        "o": "adam",
+    }
