@@ -20,6 +20,8 @@ FACTORS = (10.0, 5.0, 2.0, 1.5)
 """What a version must be shown *not* to be, ever more strictly as it gets more traffic."""
 BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the capital that the quality test stakes on each pair."""
+LIMIT = 0.05
+"""More errors than this are harm where nothing is known of the running version's."""
 _SHARES = (1 / 10, 1 / 3, 2 / 3)
 _SHIFTS = (1.5, 3.0)
 _DOUBT = 1.5
@@ -166,11 +168,19 @@ class RateEvidence:
         """With a minute in which the candidate had all traffic (blue/green after the switch).
 
         There is no baseline beside it to cancel a shared shock, so it is held against 1.5 times
-        the most that the reference before the switch allows.
+        the most that the reference before the switch allows; without any reference against `LIMIT`,
+        which can show harm and never that it is no worse.
         """
         if not reference.of:
+            limit = max(LIMIT, 1.5 * floor)
             return replace(
-                self, candidate=self.candidate + candidate, low=self._lower(candidate, floor)
+                self,
+                candidate=self.candidate + candidate,
+                harm=tuple(
+                    x + binomial(candidate, min(0.98, r * limit), limit)
+                    for x, r in zip(self.harm, RATIOS, strict=True)
+                ),
+                low=self._lower(candidate, floor),
             )
         allowed = min(0.5, 1.5 * max(upper_rate(reference), floor))
         return RateEvidence(

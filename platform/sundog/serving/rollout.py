@@ -7,19 +7,15 @@ or asking twice changes nothing, so a controller killed at any moment resumes fr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import zip_longest
 
 from sundog.errors import ServiceError
-from sundog.serving.evidence import FACTORS, Counts, Evidence, pairs
+from sundog.serving.evidence import FACTORS, Counts, Evidence
 from sundog.serving.rollout_facts import (
     ENDED,
-    Arm,
     Decision,
     Health,
-    Minute,
     Phase,
     Plan,
     Reading,
@@ -27,6 +23,7 @@ from sundog.serving.rollout_facts import (
     State,
     Strategy,
 )
+from sundog.serving.rollout_learning import learned
 
 _STOP: frozenset[Phase] = frozenset({"paused", "rolled-back", "aborted"})
 
@@ -40,18 +37,18 @@ def _table(rows: Mapping[Phase, set[Phase]]) -> dict[Phase, frozenset[Phase]]:
 TRANSITIONS: dict[Strategy, dict[Phase, frozenset[Phase]]] = {
     "all-at-once": _table({"warming": {"promoted"}}),
     "canary": _table({
-        "warming": {"stepping"},
+        "warming": {"stepping", "promoted"},
         "stepping": {"stepping", "inconclusive", "promoted"},
         "inconclusive": {"stepping", "promoted"},
     }),
     "blue-green": _table({
-        "warming": {"switched"},
+        "warming": {"switched", "promoted"},
         "switched": {"inconclusive", "promoted"},
         "inconclusive": {"promoted"},
     }),
-    "ab": _table({"warming": {"comparing"}, "comparing": {"promoted"}}),
+    "ab": _table({"warming": {"comparing", "promoted"}, "comparing": {"promoted"}}),
     "shadow": _table({
-        "warming": {"shadowing"},
+        "warming": {"shadowing", "promoted"},
         "shadowing": {"inconclusive", "cleared", "promoted"},
         "inconclusive": {"cleared", "promoted"},
         "cleared": {"promoted"},
@@ -65,10 +62,10 @@ _FIRST: dict[Strategy, Phase] = {
 }  # fmt: skip
 
 CRASHES = 3
-"""Restarts of the candidate's replicas since it began that count as a crash loop."""
+"""Restarts of the candidate's replicas within the last minutes that count as a crash loop, unless
+the running version's go as often."""
 BURST = Counts(10, 20)
 """A burst: at least this many recent requests, at least this share of them failed."""
-_SLOW = 0.05
 _MIRRORED = 0.05
 
 
@@ -93,7 +90,7 @@ def decide(plan: Plan, state: State, seen: Snapshot) -> Decision:
                 f"this rollout has ended: {state.phase}", "use `sundog rollback` or deploy again"
             )
         return _said(plan, state, seen.now_s)
-    state = _learned(plan, state, seen)
+    state = learned(plan, state, seen)
     for rule in _RULES:
         after = rule(plan, state, seen)
         if after is not None:
@@ -109,88 +106,6 @@ def _checked(plan: Plan, before: State, after: State) -> State:
             f"from here: {', '.join(sorted(TRANSITIONS[plan.strategy][before.phase]))}",
         )
     return after
-
-
-# --- learning: minutes into evidence ---
-
-
-def _learned(plan: Plan, state: State, seen: Snapshot) -> State:
-    for minute in seen.minutes:
-        if minute.index > state.minute:
-            state = _one_minute(plan, state, minute)
-    return state
-
-
-def _one_minute(plan: Plan, state: State, minute: Minute) -> State:
-    return replace(
-        _referenced(state, minute.baseline) if state.phase == "warming" else state,
-        minute=minute.index,
-        step_requests=state.step_requests + minute.candidate.requests,
-        evidence=_added(plan, state, minute),
-    )
-
-
-def _referenced(state: State, baseline: Arm) -> State:
-    """With one more minute of the baseline before any change: what blue/green is held against."""
-    return replace(
-        state,
-        reference=_summed(state.reference, baseline.latency),
-        reference_counts=state.reference_counts + baseline.counts,
-    )
-
-
-def _summed(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    return tuple(x + y for x, y in zip_longest(a, b, fillvalue=0))
-
-
-def _p95_bucket(histogram: Sequence[int]) -> int:
-    """The bucket whose upper end splits off about 5%, as near as whole buckets allow.
-
-    Taken from both arms together, minute by minute: given their pooled latencies, and if they come
-    from one distribution, how many of the slow ones are the candidate's is hypergeometric. So no
-    shock and no drift of the day has to be frozen out, and no power is lost to a threshold that
-    was taken in a bad minute.
-    """
-    total = sum(histogram)
-    above, best, where = total, math.inf, len(histogram) - 1
-    for i, count in enumerate(histogram):
-        above -= count
-        if above <= 0:
-            break
-        if above <= total / 2 and (far := abs(math.log(above / total / _SLOW))) < best:
-            best, where = far, i
-    return where
-
-
-def _slow(histogram: Sequence[int], slow_from: int) -> Counts:
-    return Counts(sum(histogram[slow_from + 1 :]), sum(histogram))
-
-
-def _added(plan: Plan, state: State, minute: Minute) -> Evidence:
-    old, base, new = state.evidence, minute.baseline, minute.candidate
-    alone = bool(new.requests) and not base.requests and _acting(state) == "switched"
-    errors, latency = old.errors, old.latency
-    dispersion = old.dispersion.add(base.half, base.counts)
-    if alone:
-        errors = errors.add_alone(state.reference_counts, new.counts, plan.error_floor)
-    elif new.requests:
-        errors = errors.add(base.counts, new.counts, plan.error_floor, dispersion.factor)
-    if new.latency and alone:
-        at = _p95_bucket(state.reference)
-        before, slow = _slow(state.reference, at), _slow(new.latency, at)
-        latency = latency.add_alone(before, slow, plan.error_floor)
-    elif new.latency:
-        at = _p95_bucket(_summed(base.latency, new.latency))
-        before, slow = _slow(base.latency, at), _slow(new.latency, at)
-        latency = latency.add(before, slow, plan.error_floor)
-    feedback = old.feedback
-    for age in sorted(set(base.feedback) & set(new.feedback)):
-        feedback = feedback.add(pairs(base.feedback[age], new.feedback[age]))
-    differ = old.differ
-    if minute.differ.of:
-        differ = differ.add(minute.itself, minute.differ, min(0.5, max(1e-3, plan.differ)))
-    shift = old.shift.add(base.answers, new.answers) if base.answers and new.answers else old.shift
-    return Evidence(errors, latency, differ, shift, feedback, dispersion)
 
 
 # --- reading: evidence into what each guard says ---
@@ -266,7 +181,7 @@ def _rails(plan: Plan, state: State, seen: Snapshot) -> State | None:
 def _fault(health: Health) -> str:
     if health.failed:
         return f"it cannot run: {health.failed}"
-    if health.restarts >= CRASHES:
+    if health.restarts >= CRASHES and health.restarts > 2 * health.restarts_baseline:
         return f"crash loop, {health.restarts} restarts"
     recent, beside = health.recent, health.recent_baseline
     if recent.of >= BURST.of and recent.share >= BURST.share > 2 * beside.share:
@@ -285,13 +200,13 @@ def _commanded(plan: Plan, state: State, seen: Snapshot) -> State | None:
     match seen.command:
         case "pause" if state.phase != "paused":
             paused = state.moved("paused", f"paused {_by(seen)}", seen.now_s)
-            return replace(paused, resume_to=_acting(state))
+            return replace(paused, resume_to=state.acting)
         case "resume":
             if state.phase != "paused":
                 raise ServiceError(f"the rollout is {state.phase}, not paused")
             return state.moved(state.resume_to, f"resumed {_by(seen)}", seen.now_s)
         case "promote":
-            if _acting(state) == "warming":
+            if state.acting == "warming" and not seen.health.ready:
                 raise ServiceError(
                     f"{plan.candidate} is not ready to take traffic", "wait until it is"
                 )
@@ -299,14 +214,12 @@ def _commanded(plan: Plan, state: State, seen: Snapshot) -> State | None:
     return state if state.phase == "paused" else None
 
 
-def _acting(state: State) -> Phase:
-    """The phase whose traffic holds: a pause or a doubt leaves traffic where it was."""
-    return state.resume_to if state.phase in ("paused", "inconclusive") else state.phase
-
-
 def _warmed(plan: Plan, state: State, seen: Snapshot) -> State | None:
     if state.phase != "warming":
         return None
+    if seen.health.ready and not seen.health.baseline_ready and plan.strategy != "all-at-once":
+        why = f"{plan.candidate} is ready; waiting for a replica of {plan.baseline} beside it"
+        return replace(state, reason=why)
     if seen.health.ready:
         first = _FIRST[plan.strategy]
         return state.moved(first, f"{plan.candidate} is ready", seen.now_s)
@@ -317,7 +230,7 @@ def _warmed(plan: Plan, state: State, seen: Snapshot) -> State | None:
 
 
 def _advanced(plan: Plan, state: State, seen: Snapshot) -> State | None:
-    acting = _acting(state)
+    acting = state.acting
     if acting in ("comparing", "cleared"):
         why = {
             "comparing": f"compared for as long as wanted at {plan.share:.0%}; promote or abort",
@@ -340,6 +253,8 @@ def _waiting(plan: Plan, state: State, seen: Snapshot) -> str:
     if state.step_requests < plan.min_requests:
         few = f"{state.step_requests} of at least {plan.min_requests} requests"
         return f"waiting for traffic: {few} in this step"
+    if state.acting == "stepping" and not state.step_baseline:
+        return f"the running version {plan.baseline} had no traffic to compare with in this step"
     unsafe = [
         f"{r.guard} ({'nothing seen' if not r.requests else f'{r.shown:.3g} of {r.shown_at:g}'})"
         for r in readings(plan, state)
@@ -369,7 +284,7 @@ _RULES: tuple[Rule, ...] = (_aborted, _rails, _harmed, _commanded, _warmed, _adv
 
 
 def candidate_weight(plan: Plan, state: State) -> float:
-    match _acting(state):
+    match state.acting:
         case "stepping":
             return plan.steps[state.step]
         case "comparing":
@@ -380,7 +295,7 @@ def candidate_weight(plan: Plan, state: State) -> float:
 
 
 def _said(plan: Plan, state: State, now_s: float) -> Decision:
-    weight, acting = candidate_weight(plan, state), _acting(state)
+    weight, acting = candidate_weight(plan, state), state.acting
     mirror = 1.0 if acting in ("shadowing", "cleared") else (
         _MIRRORED if acting == "stepping" and "answers" in plan.guards else 0.0)  # fmt: skip
     warm = acting in ("warming", "shadowing", "cleared")

@@ -118,10 +118,16 @@ class Minute:
 
 @dataclass(frozen=True)
 class Health:
-    """The candidate's replicas now; `recent` counts its answers of the last few seconds."""
+    """The candidate's replicas now; `recent` counts its answers of the last few seconds.
+
+    `restarts`: of the last minutes, without those whose node went; `restarts_baseline`: what as
+    many replicas of the baseline had.
+    """
 
     ready: bool = True
+    baseline_ready: bool = True
     restarts: int = 0
+    restarts_baseline: float = 0.0
     failed: str = ""
     recent: Counts = NO_COUNTS
     recent_baseline: Counts = NO_COUNTS
@@ -152,11 +158,18 @@ class State:
     reference: tuple[int, ...] = ()
     reference_counts: Counts = NO_COUNTS
     step_requests: int = 0
+    step_baseline: int = 0
+    """Requests of the candidate and of the baseline in this step."""
     evidence: Evidence = NO_EVIDENCE
+
+    @property
+    def acting(self) -> Phase:
+        """The phase whose traffic holds: a pause or a doubt leaves traffic where it was."""
+        return self.resume_to if self.phase in ("paused", "inconclusive") else self.phase
 
     def moved(self, phase: Phase, reason: str, now_s: float, step: int | None = None) -> State:
         return replace(
-            self, phase=phase, reason=reason, since_s=now_s, step_requests=0,
+            self, phase=phase, reason=reason, since_s=now_s, step_requests=0, step_baseline=0,
             step=self.step if step is None else step,
         )  # fmt: skip
 

@@ -39,7 +39,7 @@ class VersionRoute:
     def __init__(
         self, service: dict[str, Any], version: str, watch: Watch, handle: HandleCall
     ) -> None:
-        entry = service["versions"][version]
+        entry = self.entry = service["versions"][version]
         self.version = version
         self.kind: str = entry["kind"]
         self.contract = Contract(service["service"], version, entry["signature"])
@@ -189,7 +189,8 @@ class ServiceRoute:
 
     def choose(self, key: str = "") -> VersionRoute | None:
         """The version that answers the next request (with this sticky key); None while there is
-        none. One without any replica gives its turn to one that has some."""
+        none. A new version without any replica gives its turn to the running one; never the other
+        way, since nobody has shown yet that the new one may have more than its share."""
         if self._only is not None:
             return self.versions.get(self._only)
         if self._split is None:
@@ -197,8 +198,8 @@ class ServiceRoute:
         found = self.versions.get(self._split.sticky(key) if key else self._split.choose())
         if found is not None and found.ready:
             return found
-        others = [self.versions.get(v) for v in self.weights]
-        return next((o for o in others if o is not None and o.ready), found)
+        running = self.versions.get(self.document.get("version") or "")
+        return running if running is not None and running.ready else found
 
     def sticky_key(self, headers: Mapping[bytes, bytes], key_id: str) -> str:
         """What a request sticks to its version by; empty where it does not."""
@@ -241,11 +242,15 @@ class Routes:
         return True
 
     def _update(self, route: ServiceRoute, document: dict[str, Any]) -> None:
-        for version in document["versions"]:
-            if version not in route.versions:
-                route.versions[version] = VersionRoute(document, version, self._watch, self._handle)
-            else:
-                route.versions[version].lane.follow(limits_of(document))
+        for version, entry in document["versions"].items():
+            there = route.versions.get(version)
+            if there is not None and there.entry == entry:
+                there.lane.follow(limits_of(document))
+                continue
+            route.versions[version] = VersionRoute(document, version, self._watch, self._handle)
+            if there is not None:  # another model's version of the same number
+                route.shadow = None
+                self._close(there)
         route.update(document)
         for version in set(route.versions) - set(document["versions"]):
             self._close(route.versions.pop(version))

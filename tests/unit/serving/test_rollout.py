@@ -1,5 +1,6 @@
 """The rollout decider: its table of moves, its outcomes, and what it never does."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -144,6 +145,50 @@ def test_a_version_that_is_never_ready_is_given_up():
     decision = decide(plan, begin(plan, 0.0), Snapshot(601.0, health=Health(ready=False)))
     assert decision.phase == "rolled-back"
     assert "not ready" in decision.reason
+
+
+def test_a_version_whose_baseline_sleeps_waits_for_it_and_may_be_promoted_by_hand():
+    plan = Plan("v1", "v2")
+    alone = Health(ready=True, baseline_ready=False)
+    decision = decide(plan, begin(plan, 0.0), Snapshot(1e6, health=alone))
+    assert (decision.phase, decision.weights["v2"]) == ("warming", 0.0)
+    assert "waiting for a replica of v1" in decision.reason
+    by_hand = decide(plan, decision.state, Snapshot(1e6, health=alone, command="promote"))
+    assert by_hand.phase == "promoted"
+    beside = decide(plan, decision.state, Snapshot(1e6, health=Health()))
+    assert beside.phase == "stepping"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_version_without_comparable_traffic_is_guarded_and_never_moves_on(known):
+    plan = Plan("v1", "v2", guards=("errors",), patience_s=600)
+    state = started(guards=("errors",))[1] if known else decide(plan, begin(plan, 0.0),
+                                                                Snapshot(0.0)).state  # fmt: skip
+    good = bad = decide(plan, state, Snapshot(0.0))
+    for i in range(1, 60):
+        good = decide(plan, good.state, Snapshot(60.0 * i, (Minute(i, Arm(), arm(100)),)))
+        if not bad.ended:
+            bad = decide(plan, bad.state, Snapshot(60.0 * i, (Minute(i, Arm(), arm(100, 20)),)))
+    assert bad.phase == "rolled-back"
+    assert "errors" in bad.reason
+    assert (good.phase, good.weights["v2"]) == ("inconclusive", 0.01)
+    assert "the running version v1 had no traffic to compare with" in good.reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(restarts=st.integers(3, 30), beside=st.floats(0, 30))
+def test_a_crash_loop_is_one_only_beside_a_version_that_keeps_running(restarts, beside):
+    plan, state = started()
+    health = Health(restarts=restarts, restarts_baseline=beside)
+    rolled_back = decide(plan, state, Snapshot(1.0, health=health)).phase == "rolled-back"
+    assert rolled_back == (restarts > 2 * beside)
+
+
+def test_a_state_of_an_earlier_sundog_is_read():
+    _, state = started()
+    raw = json.loads(state.to_json())
+    del raw["step_baseline"]
+    assert State.from_json(json.dumps(raw)) == replace(state, step_baseline=0)
 
 
 def test_a_burst_of_errors_rolls_back_at_once_unless_everybody_has_it():
