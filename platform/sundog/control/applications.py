@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sundog import __version__
-from sundog.control.serving_plan import GATEWAY_APP, App, environment_digest, service_of
+from sundog.control.serving_plan import (
+    GATEWAY_APP,
+    App,
+    environment_digest,
+    made_of,
+    service_of,
+)
 from sundog.control.serving_plan import digest as spec_digest
 from sundog.rayapi import serve_apps
 from sundog.serving.edge import Edge
@@ -61,6 +67,7 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
         options["memory"] = spec.resources.memory
     if spec.requirements:
         options["runtime_env"] = {"pip": list(spec.requirements)}
+    parts = made_of(spec, place["version"])
     # References to secrets travel, never values: each replica looks its own up.
     place = place | {"environment": spec.model_dump(mode="json", include={"env", "secrets"})}
     # A fixed number cannot be zero; nothing that Serve could scale by ever comes to a handle.
@@ -70,7 +77,7 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
     )
     deployment = serve.deployment(
         Model, name="Model", ray_actor_options=options, **number,
-        user_config={"digest": spec_digest(spec), "place": place},
+        user_config={"digest": spec_digest(spec), "place": place, "made_of": parts},
         max_ongoing_requests=64, health_check_period_s=1, graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=2,
         max_surge_percent=100,
@@ -101,8 +108,20 @@ def versions_of(apps: Mapping[str, serve_apps.AppView], service: str) -> dict[st
             config.get("digest", ""),
             model.replicas_wanted if model is not None else None,
             model.replica_ids if model is not None else frozenset(),
+            config.get("made_of"),
+            model.nodes if model is not None else {},
+            model.moving if model is not None else frozenset(),
         )
     return out
+
+
+def gateway_is_missing(apps: Mapping[str, serve_apps.AppView], address: str, gateways: int) -> bool:
+    """Whether the gateway is not there, or is there for another address or number."""
+    gateway = apps.get(GATEWAY_APP)
+    if gateway is None:
+        return True
+    view = gateway.deployments.get("Gateway")
+    return view is not None and view.user_config != gateway_config(address, gateways)
 
 
 def gateway_fault(gateway: serve_apps.AppView | None) -> str:

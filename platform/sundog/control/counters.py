@@ -64,6 +64,9 @@ class Counters:
             if before is not None:
                 self._grow(before.lanes, lanes)
             self._gateways[gateway] = _Gateway(now_s, lanes)
+            # Kept for a while: one that only paused goes on counting from where it was.
+            for name in [n for n, g in self._gateways.items() if now_s - g.at_s > KEEP_S]:
+                del self._gateways[name]
 
     def _grow(self, before: Lanes, lanes: Lanes) -> None:
         for service, versions in lanes.items():
@@ -91,8 +94,10 @@ class Counters:
 
     def waiting(self, service: str, version: str) -> int:
         """Requests that are held in gateways for this version now."""
+        now_s = self._clock.now_s()
         with self._lock:
-            lanes = [g.lanes.get(service, {}).get(version, {}) for g in self._gateways.values()]
+            live = [g for g in self._gateways.values() if now_s - g.at_s < GATEWAY_GONE_S]
+            lanes = [g.lanes.get(service, {}).get(version, {}) for g in live]
             return sum(int(lane.get("queued", 0)) for lane in lanes)
 
     def reports(self, service: str) -> list[tuple[float, ServiceCounts]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sundog.clock import WALL
-from sundog.control import webhook
 from sundog.control.counters import Counters
 from sundog.control.keys import Keys
 from sundog.control.limits import Limits
@@ -22,7 +21,9 @@ from sundog.control.scaling import Scaler
 from sundog.control.services import ServicesController
 from sundog.control.signals import Signals
 from sundog.control.snapshots import Snapshots
+from sundog.control.webhook import Outbox
 from sundog.errors import ClusterError, LeaseHeld, LeaseLost, StorageUnavailable
+from sundog.rayapi.cluster import leaving_nodes
 from sundog.rayapi.kv import get_config
 from sundog.serving.gateway import default_address, default_gateways
 from sundog.storage.process import ProcessName
@@ -60,6 +61,7 @@ class Loop:
         self.keys: Keys | None = None
         self.limits: Limits | None = None
         self.counters: Counters | None = None
+        self._outbox: Outbox | None = None
         self._wake = threading.Event()
 
     def poke(self) -> None:
@@ -91,7 +93,8 @@ class Loop:
             self.keys = Keys(store, lease, WALL, self.limits)
             self.counters = Counters(WALL)
             signals.start()
-            rollouts = Rollouts(store, lease, self.counters, WALL, webhook.tell)
+            self._outbox = Outbox(store, lease, WALL)
+            rollouts = Rollouts(store, lease, self.counters, WALL, self._outbox.add, leaving_nodes)
             self.services = ServicesController(
                 store, lease, self.snapshots, rollouts,
                 Scaler(store, lease, self.counters, signals, WALL), root,
@@ -122,16 +125,18 @@ class Loop:
                     log.exception("controller %s failed; next round in a moment", controller.name)
                 else:
                     self.message = ""
-            self._keep_limits()
+            self._keep_rest()
             self._wake.wait(ROUND_S)
             self._wake.clear()
 
-    def _keep_limits(self) -> None:
+    def _keep_rest(self) -> None:
         assert self.limits is not None
-        try:
-            self.limits.keep()
-        except StorageUnavailable as error:  # tried again in the next round
-            log.warning("what keys used is not written down: %s", error)
+        assert self._outbox is not None
+        for what, keep in (("what keys used", self.limits.keep), ("webhooks", self._outbox.step)):
+            try:
+                keep()
+            except StorageUnavailable as error:  # tried again in the next round
+                log.warning("%s: not written down: %s", what, error)
 
     def _say(self, state: str, message: str) -> None:
         if (state, message) != (self.state, self.message):

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.counters import KEEP_S, Counters, differences, minutes, recent
+from sundog.control.losses import Losses
 from sundog.control.serving_plan import READY, App
 from sundog.errors import FormatTooNew, NotFound
+from sundog.serving.observe import ServiceCounts
 from sundog.serving.rollout import begin, decide
 from sundog.serving.rollout_facts import (
     ENDED,
@@ -53,14 +55,18 @@ class Record:
     state: State
     entry: dict[str, Any]
     from_s: float
+    made_of: dict[str, Any] = field(default_factory=dict)
+    """What the new version's replicas were made from when it began; empty in an earlier Sundog's."""
     applied: bool = False
-    restarts: int = 0
-    replicas: frozenset[str] = frozenset()
+    losses: dict[str, Losses] = field(default_factory=dict)
+    """Of both versions."""
     differences: list[Any] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     decision: Decision | None = None
     looked_s: float = 0.0
     written_s: float = 0.0
+    health: Health = field(default_factory=lambda: Health(ready=False))
+    """As of the last look."""
 
     @property
     def ended(self) -> bool:
@@ -85,7 +91,8 @@ class Record:
             if decision else [],
             "plan": asdict(self.plan), "spec": self.spec.model_dump(mode="json"),
             "state": json.loads(state.to_json()), "entry": self.entry, "from_s": self.from_s,
-            "applied": self.applied, "restarts": self.restarts,
+            "made_of": self.made_of, "applied": self.applied, "restarts": self.health.restarts,
+            "losses": {version: losses.lost for version, losses in self.losses.items()},
             "differences": self.differences, "history": self.history,
         }  # fmt: skip
 
@@ -100,8 +107,10 @@ def read(document: Mapping[str, Any]) -> Record:
         document["service"], document["number"], document["model"], Plan(**plan),
         Rollout.model_validate(document["spec"]),
         State.from_json(json.dumps(document["state"])), document["entry"], document["from_s"],
-        document["applied"], document["restarts"], frozenset(), document["differences"],
-        document["history"],
+        document.get("made_of", {}), document["applied"],
+        {v: Losses([(at_s, node) for at_s, node in lost])
+         for v, lost in document.get("losses", {}).items()},
+        document["differences"], document["history"],
     )  # fmt: skip
 
 
@@ -114,13 +123,16 @@ class Rollouts:
         lease: Lease,
         counters: Counters,
         clock: Clock,
-        tell: Callable[[str, dict[str, Any]], object],
+        tell: Callable[[str, str, dict[str, Any]], object],
+        leaving: Callable[[], Collection[str]] = frozenset,
     ) -> None:
+        """`tell(name, url, news)` sees to it that the URL gets it; `leaving()`: nodes on their way."""
         self._store = store
         self._lease = lease
         self._counters = counters
         self._clock = clock
         self._tell = tell
+        self._leaving = leaving
         self._last: dict[str, Record] = {}
         for row in store.rollouts(limit=1000):
             self._last.setdefault(row["service"], read(row["document"]))
@@ -143,6 +155,7 @@ class Rollouts:
         baseline: str,
         candidate: str,
         entry: dict[str, Any],
+        made_of: dict[str, Any],
     ) -> Record:
         """A new rollout, in the store. ServiceError while another one runs."""
         now_s = self._clock.now_s()
@@ -153,7 +166,7 @@ class Rollouts:
         ended_s = before.state.since_s if before is not None else 0.0
         record = Record(
             service, (before.number if before is not None else 0) + 1, model, plan, spec, state,
-            entry, from_s=max(now_s - KEEP_S, ended_s),
+            entry, max(now_s - KEEP_S, ended_s), made_of,
         )  # fmt: skip
         self._last[service] = record
         record.history.append(_moment(state, now_s))
@@ -165,11 +178,11 @@ class Rollouts:
         )  # fmt: skip
         return record
 
-    def step(self, record: Record, app: App | None, want: str) -> Decision:
-        """One look: what was seen since the last one, decided and stored."""
+    def step(self, record: Record, apps: Mapping[str, App], want: str) -> Decision:
+        """One look: what was seen since the last one, decided and stored. `apps` by version."""
         now_s, plan = self._clock.now_s(), record.plan
         reports = self._counters.reports(record.service)
-        self._count_restarts(record, app)
+        record.health = self._health(record, apps, want, reports)
         record.differences = (record.differences + differences(reports, record.looked_s or now_s))[
             -MAX_DIFFERENCES:
         ]
@@ -181,26 +194,35 @@ class Rollouts:
                 mirrored=plan.strategy == "shadow", tick_s=record.tick_s,
                 after=record.state.minute, now_s=now_s, from_s=record.from_s,
             ),
-            Health(
-                ready=app is not None and app.status == READY and app.digest == want,
-                restarts=record.restarts,
-                failed=app.message or app.status
-                if app is not None and app.status == "DEPLOY_FAILED" else "",
-                recent=recent(reports, plan.candidate, now_s),
-                recent_baseline=recent(reports, plan.baseline, now_s),
-            ),
+            record.health,
         )  # fmt: skip
         return self._take(record, decide(plan, record.state, seen), now_s)
 
-    def _count_restarts(self, record: Record, app: App | None) -> None:
-        """Replicas of the new version that were there and are gone, none of them by our wish."""
-        now = app.replica_ids if app is not None else frozenset()
-        lost = len(record.replicas - now)
-        if app is not None and record.replicas and len(now) < len(record.replicas):
-            wanted = app.replicas if app.replicas is not None else len(now)
-            lost = min(lost, max(0, lost - max(0, len(record.replicas) - wanted)))
-        record.restarts += lost
-        record.replicas = now
+    def _health(
+        self,
+        record: Record,
+        apps: Mapping[str, App],
+        want: str,
+        reports: Iterable[tuple[float, ServiceCounts]],
+    ) -> Health:
+        now_s, plan = self._clock.now_s(), record.plan
+        base, new = apps.get(plan.baseline), apps.get(plan.candidate)
+        for version in (plan.baseline, plan.candidate):
+            if record.losses.setdefault(version, Losses()).look(apps.get(version), now_s):
+                record.written_s = 0.0  # the next control must know of it
+        lost, lost_base = record.losses[plan.candidate], record.losses[plan.baseline]
+        leaving = self._leaving() if lost.lost else ()
+        num_base, num_new = (max(1, len(app.replica_ids) if app else 0) for app in (base, new))
+        return Health(
+            ready=new is not None and new.status == READY and new.digest == want,
+            baseline_ready=base is not None and bool(base.replica_ids),
+            restarts=lost.count(leaving),
+            restarts_baseline=lost_base.count(leaving) * num_new / num_base,
+            failed=new.message or new.status
+            if new is not None and new.status == "DEPLOY_FAILED" else "",
+            recent=recent(reports, plan.candidate, now_s),
+            recent_baseline=recent(reports, plan.baseline, now_s),
+        )  # fmt: skip
 
     def _take(self, record: Record, decision: Decision, now_s: float) -> Decision:
         before, record.state, record.decision = record.state, decision.state, decision
@@ -239,7 +261,8 @@ class Rollouts:
                 f"sundog rollback {service}",
             )
         now_s = self._clock.now_s()
-        seen = Snapshot(now_s, command=command, by=by)
+        ready = Health(ready=record.health.ready, baseline_ready=record.health.baseline_ready)
+        seen = Snapshot(now_s, health=ready, command=command, by=by)
         self._take(record, decide(record.plan, record.state, seen), now_s)
         return record
 
@@ -251,14 +274,25 @@ class Rollouts:
             self._take(record, decide(record.plan, state, Snapshot(now_s)), now_s)
 
     def applied(self, record: Record) -> None:
-        """The service has the outcome in its own row: tell the webhook, and close the record.
+        """The service has the outcome in its own row: owe it to the webhook, and close the record.
 
-        Told before it is marked: a control that is killed in between tells twice, never not at all.
+        What is owed is in the store before the record is closed, and until the URL has taken it.
         """
         if record.spec.webhook:
-            self._tell(record.spec.webhook, _news(record))
+            name = f"rollout/{record.service}/{record.number}"
+            self._tell(name, record.spec.webhook, _news(record))
         record.applied = True
         self._write(record)
+
+    def returned(self, service: str, spec: Rollout, words: dict[str, Any]) -> None:
+        """Somebody went back to a version by hand: the webhook is told, as of a rollout's end."""
+        if spec.webhook:
+            at_s = self._clock.now_s()
+            news = {
+                "service": service, **words, "event": telemetry.ROLLOUT_ENDED, "evidence": [],
+                "phase": "rolled-back", "text": f"{service}: {words['reason']}", "at_s": at_s,
+            }  # fmt: skip
+            self._tell(f"rollback/{service}/{at_s}", spec.webhook, news)
 
     def forget(self, service: str) -> None:
         """The service is gone: whatever ran has ended."""

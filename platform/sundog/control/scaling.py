@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,8 @@ WRITE_EVERY_S = 10.0
 SERVICE_S = 0.02
 """The time of a request in a replica, until it is measured or a profile says it."""
 STARTUP_S = 10.0
+STARTS = 5
+"""Start-ups that are remembered of a version; the slowest counts."""
 WAIT_S = 1.0
 """How long a request may wait where the spec names no SLO."""
 
@@ -72,7 +75,9 @@ class Scaler:
         self._written_s: dict[tuple[str, str], float] = {}
         self._looked_s: dict[tuple[str, str], float] = {}
         self._begun_s: dict[tuple[str, str], float] = {}
-        self._started: dict[tuple[str, str], float] = {}
+        self._started: dict[tuple[str, str], deque[float]] = {}
+        self._told: dict[tuple[str, str], int] = {}
+        """The last number that an event told of, until it is there."""
         for key, document in store.scaling().items():
             try:
                 self._states[key] = from_json(document)
@@ -83,27 +88,24 @@ class Scaler:
         self,
         spec: ServiceSpec,
         apps: Mapping[str, App],
-        traffic: Mapping[str, Any] | None,
         measured: Mapping[str, Any] | None = None,
+        awake: bool = False,
     ) -> dict[str, int]:
-        """Replicas by version. A version that takes traffic over has room for it beforehand."""
+        """Replicas by version. `awake`: none of them sleeps now, whatever the spec allows."""
         self._time_starts(spec.service, apps)
-        seen = [self.startup_s(spec.service, version) for version in apps]
-        known = {"startup_s": max((s for s in seen if s), default=STARTUP_S)}
-        profile = profile_of(
-            spec, known | {k: v for k, v in (measured or {}).items() if v is not None}
-        )
+        seen = [s for v in apps for s in self._started.get((spec.service, v), ())]
+        known = {k: v for k, v in (measured or {}).items() if v is not None}
+        if seen:
+            # Where it runs now counts for more than where it was measured.
+            known["startup_s"] = max(seen)
+        profile = profile_of(spec, known)
+        if awake:
+            profile = replace(profile, min_replicas=max(1, profile.min_replicas))
         fixed = profile.min_replicas == profile.max_replicas
-        counts = {
+        return {
             version: profile.min_replicas if fixed else self._one(spec, version, app, profile)
             for version, app in apps.items()
         }
-        weights = (traffic or {}).get("weights", {})
-        most = max(counts.values(), default=1)
-        for version, weight in weights.items():
-            if version in counts:
-                counts[version] = max(counts[version], math.ceil(most * weight - 1e-9))
-        return counts
 
     def _time_starts(self, service: str, apps: Mapping[str, App]) -> None:
         """How long a version took from its first sight without a replica to its first replica."""
@@ -115,16 +117,34 @@ class Scaler:
             elif not app.replica_ids:
                 self._begun_s.setdefault(key, now_s)
             elif key in self._begun_s:
-                self._started[key] = now_s - self._begun_s.pop(key)
+                times = self._started.setdefault(key, deque(maxlen=STARTS))
+                times.append(now_s - self._begun_s.pop(key))
 
     def startup_s(self, service: str, version: str | None) -> float | None:
         """The last start-up time that was seen; None where control came later than the version."""
-        return self._started.get((service, version or ""))
+        times = self._started.get((service, version or ""))
+        return times[-1] if times else None
 
-    def prepare(self, counts: dict[str, int], version: str, weight: float) -> dict[str, int]:
-        """With room on `version` for a share that it is about to get."""
-        others = [count for v, count in counts.items() if v != version]
-        room = math.ceil(max(others, default=1) * weight - 1e-9)
+    def prepare(
+        self,
+        spec: ServiceSpec,
+        counts: Mapping[str, int],
+        weights: Mapping[str, float],
+        version: str,
+        share: float,
+    ) -> dict[str, int]:
+        """With room on `version` for the share of traffic that it is about to get.
+
+        `weights` hold now: a version that needs 5 replicas for half of the traffic needs 10 for all.
+        """
+        alone = [counts[v] / weight for v, weight in weights.items() if weight > 0 and v in counts]
+        assert spec.replicas.high is not None
+        room = min(math.ceil(min(alone, default=1) * share - 1e-9), spec.replicas.high)
+        key, state = (spec.service, version), self._states.get((spec.service, version))
+        if state is not None and room > state.count:
+            # Wanted like any other number, so that it holds until the traffic is there.
+            wanted = (*(one for one in state.wanted if one[1] > room), (state.at_s, room))
+            self._states[key] = replace(state, count=room, wanted=wanted)
         return {**counts, version: max(counts.get(version, 1), room)}
 
     def _one(self, spec: ServiceSpec, version: str, app: App, profile: Profile) -> int:
@@ -145,7 +165,10 @@ class Scaler:
         signals, self._faults[key] = self._signals.read(spec, version, snapshot.ready)
         decision = decide(replace(snapshot, signals=signals), state, profile)
         count = _within(max(decision.count, int(wakes)), profile)
-        if app.replicas is not None and count != app.replicas:
+        if app.replicas in (None, count):
+            self._told.pop(key, None)
+        elif self._told.get(key) != count:
+            self._told[key] = count
             log.info("%s: version %s on %d replicas: %s", *key, count, decision.reason)
             self._store.add_event(
                 self._lease, telemetry.SERVICE_SCALED, spec.service,
@@ -167,7 +190,10 @@ class Scaler:
         return state.count, "; ".join(filter(None, (state.reason, self._faults.get(key))))
 
     def forget(self, service: str) -> None:
-        for states in (self._states, self._written_s, self._looked_s, self._faults):
+        for states in (
+            self._states, self._written_s, self._looked_s, self._faults, self._begun_s,
+            self._started, self._told,
+        ):  # fmt: skip
             for key in [k for k in states if k[0] == service]:
                 del states[key]  # type: ignore[attr-defined]
 

@@ -78,7 +78,7 @@ def notes(spec: ServiceSpec) -> list[str]:
             "write sticky: key, or sticky: header:X-User"
         )
     if rollout.strategy == "all-at-once" and rollout.webhook:
-        said.append("rollout webhook: all-at-once is no rollout that could end; it tells nobody")
+        said.append("rollout webhook: all-at-once never ends; only `sundog rollback` tells it")
     if "feedback" in rollout.guards and rollout.strategy == "all-at-once":
         said.append("rollout guards: all-at-once is guarded by nothing")
     return said

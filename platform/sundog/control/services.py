@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,17 +17,18 @@ from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.applications import (
     gateway_app,
-    gateway_config,
     gateway_fault,
+    gateway_is_missing,
     model_app,
     model_name,
 )
 from sundog.control.applications import versions_of as _versions
+from sundog.control.faults import Faults
 from sundog.control.leavers import Leavers
+from sundog.control.observation import Observation, observe
 from sundog.control.rollout import Record, Rollouts
 from sundog.control.scaling import Scaler
 from sundog.control.serving_plan import (
-    ANCHOR,
     GATEWAY_APP,
     App,
     Decision,
@@ -38,17 +39,23 @@ from sundog.control.serving_plan import (
     decide_rolling,
     digest,
     entry_of,
+    made_of,
     route,
+    service_of,
     unheld,
+    with_parts,
 )
 from sundog.control.snapshots import Snapshots
 from sundog.control.transition import (
     outcome,
+    pinned,
     previous_version,
+    progress_of,
     rolling_of,
     share_ahead,
     starts_rollout,
     stays,
+    wanted,
     with_fault,
 )
 from sundog.control.versions import Versions
@@ -62,16 +69,6 @@ MISSING_ROUNDS = 2
 """An anchor must be away this often in a row before its service goes."""
 
 log = logging.getLogger("sundog.control")
-
-
-@dataclass
-class Observation:
-    """Serve's applications and the specs of the anchors among them."""
-
-    apps: Mapping[str, serve_apps.AppView]
-    specs: Mapping[str, ServiceSpec]
-    anchors: Mapping[str, str]
-    """service -> the application that is its anchor"""
 
 
 class ServicesController:
@@ -108,17 +105,23 @@ class ServicesController:
         self._stored: dict[str, Any] = {}
         self._stepped = False
         self.gateway_message = ""
+        self._faults = Faults(clock)
         for name, (spec, state) in store.services().items():
-            self._specs[name] = ServiceSpec.model_validate(spec)
             self._stored[name] = (spec, dict(state))
             self._anchors[name] = state.pop("anchor")
-            self._progress[name] = Progress(**state)
+            self._progress[name] = progress_of(state)
+            try:
+                self._specs[name] = ServiceSpec.model_validate(spec)
+            except ValidationError as error:
+                # Its anchor says the present one in the first round.
+                log.warning("the stored spec of %s is left aside: %s", name, error)
 
     # -- one round
 
     def step(self) -> None:
-        seen = self.observe()
+        seen = observe()
         if seen is not None:
+            self.gateway_message = gateway_fault(seen.apps.get(GATEWAY_APP))
             with self._lock:
                 self._step(seen)
 
@@ -129,22 +132,49 @@ class ServicesController:
         deploys: dict[str, Any] = {}
         decisions: dict[str, Decision] = {}
         for name, spec in self._specs.items():
-            decision = decisions[name] = self._decide(spec, _versions(seen.apps, name))
-            for one in decision.deploys:
-                app = app_name(name, one.version)
-                deploys[app] = model_app(spec, self._models.place(spec, one.version), one.replicas)
-                self._models.hold(spec, one.version)
+            with self._faults.apart(name) as may:
+                if may:
+                    decision = self._decide(spec, _versions(seen.apps, name))
+                    deploys |= self._made(spec, decision)
+                    decisions[name] = decision
         # Whoever started control wants a gateway: it comes up beside the first replicas.
-        if (self._specs or not self._stepped) and self._gateway_is_missing(seen):
+        missing = gateway_is_missing(seen.apps, self._address, self._gateways)
+        if missing and (self._specs or not self._stepped):
             deploys[GATEWAY_APP] = gateway_app(self._address, self._gateways)
-        if deploys:
-            serve_apps.deploy(deploys)
+        self._deploy(deploys)
         for name, decision in decisions.items():
-            self._remember(name, decision)
-            self._close(name)
+            with self._faults.apart(name) as may:
+                if may:
+                    self._remember(name, decision)
+                    self._close(name)
         self._publish()
         self._sweep(seen, decisions)
         self._stepped = True
+
+    def _made(self, spec: ServiceSpec, decision: Decision) -> dict[str, Any]:
+        """The applications that a decision deploys, their versions held in the registry."""
+        made = {}
+        for one in decision.deploys:
+            parts = with_parts(spec, one.made_of)
+            if not one.resizes:
+                self._models.hold(parts, one.version)
+            place = self._models.place(parts, one.version)
+            made[app_name(spec.service, one.version)] = model_app(parts, place, one.replicas)
+        return made
+
+    def _deploy(self, apps: dict[str, Any]) -> None:
+        """All at once; one by one where Serve refuses any of them."""
+        if not apps:
+            return
+        try:
+            serve_apps.deploy(apps)
+        except Exception:
+            if len(apps) == 1 and GATEWAY_APP in apps:
+                raise
+            log.exception("Serve refuses an application")
+            for app, bound in apps.items():
+                with self._faults.apart((service_of(app) or (app,))[0]):
+                    serve_apps.deploy({app: bound})
 
     def _decide(self, spec: ServiceSpec, apps: Mapping[str, App]) -> Decision:
         """One service's next step; a rollout's new state is stored on the way."""
@@ -152,20 +182,23 @@ class ServicesController:
         resolved = self._models.resolve(spec)
         progress = unheld(resolved, self._progress.get(name, Progress()))
         resolved, fault = self._held(spec, resolved, progress), ""
-        counts = self._scaler.counts(
-            spec, apps, progress.traffic, self._models.profile(spec, progress.active)
-        )
         record = self._rollouts.live(name)
         if record is None and starts_rollout(spec, resolved, progress):
             resolved, fault, record = self._begin(spec, resolved, progress, apps)
+        waits = wanted(record, resolved) if record is not None else ""
+        spec = pinned(spec, record)
+        measured = self._models.profile(spec, progress.active)
+        counts = self._scaler.counts(spec, apps, measured, awake=record is not None)
         if record is not None:
-            waits = resolved.version if resolved.version is not None else record.plan.candidate
-            if str(waits) == record.plan.baseline and not record.ended:
-                self._rollouts.abort(record, f"{spec.model} is version {waits} again")
-            said = self._rollouts.step(record, apps.get(record.plan.candidate), digest(spec))
+            if waits == record.plan.baseline and not record.ended:
+                self._rollouts.abort(record, f"the service names version {waits} again")
+            said = self._rollouts.step(record, apps, digest(spec))
             if not record.ended:
-                rolling = rolling_of(spec, record, said, waits)
-                counts = self._scaler.prepare(counts, rolling.candidate, share_ahead(record))
+                rolling = rolling_of(record, said, waits)
+                weights = (progress.traffic or {}).get("weights") or {rolling.baseline: 1.0}
+                counts = self._scaler.prepare(
+                    spec, counts, weights, rolling.candidate, share_ahead(record)
+                )
                 return decide_rolling(spec, rolling, apps, progress, counts)
             progress, resolved = outcome(record, progress, resolved)
         return with_fault(
@@ -189,6 +222,7 @@ class ServicesController:
         record = self._rollouts.begin(
             spec.service, model_name(spec), spec.rollout, progress.active, str(resolved.version),
             entry_of(spec.service, str(resolved.version), resolved),
+            made_of(spec, str(resolved.version)),
         )  # fmt: skip
         return resolved, "", record
 
@@ -204,34 +238,13 @@ class ServicesController:
 
     def _sweep(self, seen: Observation, decisions: Mapping[str, Decision]) -> None:
         unrouted = {app_name(n, v) for n, decision in decisions.items() for v in decision.retire}
-        self._leavers.retire(seen.apps, unrouted, set(self._specs))
+        self._leavers.retire(seen.apps, unrouted, {*self._specs, *self._stored})
         active = {app_name(n, p.active) for n, p in self._progress.items() if p.active}
         self._leavers.retry(seen.apps, active)
 
-    def observe(self) -> Observation | None:
-        """None where Serve does not run (any more): then there is nothing to bring about."""
-        apps = serve_apps.applications()
-        if apps is None:
-            return None
-        specs, anchors = {}, {}
-        for app in apps.values():
-            anchor = app.deployments.get(ANCHOR)
-            if anchor is None or app.status == "DELETING":
-                continue
-            try:
-                spec = ServiceSpec.model_validate(anchor.user_config["spec"])
-            except (ValidationError, KeyError, TypeError) as error:
-                log.warning("anchor %s is not read: %s", app.name, error)
-                continue
-            specs[spec.service] = spec
-            anchors[spec.service] = app.name
-        gateway = apps.get(GATEWAY_APP)
-        self.gateway_message = gateway_fault(gateway)
-        return Observation(apps, specs, anchors)
-
     def _forget(self, seen: Observation) -> None:
         for name in list(self._specs):
-            if name in seen.specs or self._is_rebuilt(name, seen):
+            if name in seen.specs or seen.is_rebuilt(self._anchors.get(name, "")):
                 self._missing.pop(name, None)
                 continue
             self._missing[name] = self._missing.get(name, 0) + 1
@@ -239,6 +252,7 @@ class ServicesController:
                 log.info("service %s: its anchor is gone, it is undeployed", name)
                 self._rollouts.forget(name)
                 self._scaler.forget(name)
+                self._faults.forget(name)
                 entries = self._progress.get(name, Progress()).entries
                 self._models.release_all(self._specs[name], entries)
                 del self._specs[name], self._missing[name]
@@ -247,21 +261,7 @@ class ServicesController:
                     self._store.delete_service(self._lease, name)
                     self._store.add_event(self._lease, telemetry.SERVICE_REMOVED, name, {})
 
-    def _is_rebuilt(self, name: str, seen: Observation) -> bool:
-        """A redeployed anchor shows no deployment for a while; its application is there all along."""
-        app = seen.apps.get(self._anchors.get(name, ""))
-        return app is not None and app.status != "DELETING" and ANCHOR not in app.deployments
-
     # -- applying
-
-    def _gateway_is_missing(self, seen: Observation) -> bool:
-        gateway = seen.apps.get(GATEWAY_APP)
-        if gateway is None:
-            return True
-        view = gateway.deployments.get("Gateway")
-        return view is not None and view.user_config != gateway_config(
-            self._address, self._gateways
-        )
 
     def _keep(self, name: str, progress: Progress) -> None:
         """Into the store, if it is new."""
@@ -293,7 +293,11 @@ class ServicesController:
             )  # fmt: skip
 
     def _publish(self) -> None:
-        services = {n: route(s, self._progress.get(n, Progress())) for n, s in self._specs.items()}
+        services = {}
+        for name, spec in self._specs.items():
+            progress = self._progress.get(name, Progress())
+            said = self._faults.message(name, progress.message)
+            services[name] = route(spec, replace(progress, message=said))
         if self._snapshots.publish(services, self._store.keys()):
             # The version is what must go on; hashes of keys have their own table.
             body = {"services": services}
@@ -343,9 +347,12 @@ class ServicesController:
                 self._close(service)
             now = self._models.resolve(spec).version
             why = f"rolled back from version {progress.active} to {target} by {by}"
-            held = {"version": target, "instead_of": str(now or progress.active), "why": why}
+            left, model = str(now or progress.active), model_name(spec)
+            held = {"version": target, "instead_of": left, "why": why, "model": model}
             self._keep(service, replace(progress, held=held))
-            self._models.follow_alias(spec, held["instead_of"], target)
+            self._models.follow_alias(spec, left, target)
+            news = {"model": model, "baseline": target, "candidate": left, "reason": why}
+            self._rollouts.returned(service, spec.rollout, news)
             return {"service": service, "version": target, "from": progress.active}
 
     def _way_back(self, spec: ServiceSpec, progress: Progress, version: str | None) -> str:
@@ -386,7 +393,7 @@ class ServicesController:
                 "wanted": wanted, "scaling": why,
                 "startup_s": self._scaler.startup_s(name, progress.active),
                 "service": name, "model": spec.model, "state": progress.state,
-                "message": progress.message, "version": progress.active,
+                "message": self._faults.message(name, progress.message), "version": progress.active,
                 "replicas": str(spec.replicas), "gateway": self._address,
                 "gateway_message": self.gateway_message,
             })  # fmt: skip

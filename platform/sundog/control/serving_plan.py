@@ -43,6 +43,13 @@ class App:
     digest: str
     replicas: int | None = None
     replica_ids: frozenset[str] = frozenset()
+    """Of those that run."""
+    made_of: Mapping[str, Any] | None = None
+    """What `made_of` said when it was deployed; None for an earlier Sundog's."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Replica -> node, of all that are there and were not told to stop."""
+    moving: frozenset[str] = frozenset()
+    """Replicas whose node is drained."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class Progress:
     """What is remembered of a service between two rounds.
 
     `active` answers requests; `entries` describes every version that routes know. `traffic` is what
-    a running rollout asks of the routes; `held` {version, instead_of, why} is a version that
-    answers although the spec names another one, which was rolled back.
+    a running rollout asks of the routes; `held` {version, instead_of, why, model} is a version that
+    answers although the spec names another one of that model, which was rolled back.
     """
 
     active: str | None = None
@@ -77,10 +84,14 @@ class Rolling:
 
 @dataclass(frozen=True)
 class Deploy:
+    """A version's application as it shall be. `resizes`: nothing but its number changes."""
+
     service: str
     version: str
     why: str
     replicas: int = 1
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    resizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,18 @@ def digest(spec: ServiceSpec) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def made_of(spec: ServiceSpec, version: str | int) -> dict[str, Any]:
+    """What a version's replicas are made from: the parts of a spec whose change restarts them."""
+    parts = {"resources", "allow_code", "root", "env", "secrets", "requirements"}
+    name = spec.model.partition("@")[0]
+    return spec.model_dump(mode="json", include=parts) | {"model": f"{name}@{version}"}
+
+
+def with_parts(spec: ServiceSpec, parts: Mapping[str, Any]) -> ServiceSpec:
+    """The spec with replicas made from `parts`, as `made_of` said them."""
+    return ServiceSpec.model_validate({**spec.model_dump(mode="json"), **parts})
+
+
 def environment_digest(spec: ServiceSpec) -> str:
     """Of what a replica's process finds around it."""
     parts = spec.model_dump(mode="json", include={"env", "secrets", "requirements"})
@@ -137,6 +160,10 @@ def unheld(resolved: Resolved, before: Progress) -> Progress:
     held = before.held
     if held is None or resolved.version is None:
         return before
+    entry = before.entries.get(held["version"], {})
+    model = held.get("model") or entry.get("model") or resolved.model
+    if resolved.model and model != resolved.model:
+        return replace(before, held=None)  # numbers of another model mean nothing here
     target = str(resolved.version)
     arrived = target == held["version"] and before.active == target
     if arrived or target not in (held["version"], held["instead_of"]):
@@ -164,14 +191,19 @@ def decide(
         state = "ready" if active is not None else "failed"
         return Decision(
             Progress(active, _only(entries, apps), state, resolved.fault, held=before.held),
+            _resize(spec, active, apps, counts),
             why=resolved.fault,
         )
     target = str(resolved.version)
     app = apps.get(target)
     deploy = _deploy(spec, target, apps, counts, f"{spec.model} is version {target}")
-    entries[target] = entry_of(spec.service, target, resolved)
+    entry = entry_of(spec.service, target, resolved)
+    arrived = app is not None and app.status == READY and app.digest == want
+    # Another model's version of the same number: callers keep to the old one until it is there.
+    if arrived or entries.get(target, entry).get("model", entry["model"]) == entry["model"]:
+        entries[target] = entry
     active, state, message = before.active, before.state, ""
-    if app is not None and app.status == READY and app.digest == want:
+    if arrived:
         active, state = target, "ready"
     elif app is not None and app.status in FAILED:
         message = f"version {target} does not start: {app.message}"
@@ -184,6 +216,8 @@ def decide(
         message = "" if active == target else f"version {target} is starting"
     if not message and state == "ready" and before.held is not None:
         message = before.held["why"]
+    if active != target:
+        deploy += _resize(spec, active, apps, counts)
     kept = {target, active, *(v for v in keep if v in apps)}
     retire = tuple(v for v in apps if v not in kept and apps[v].status != "DELETING")
     entries = {v: e for v, e in entries.items() if v in kept}
@@ -202,14 +236,20 @@ def decide_rolling(
 ) -> Decision:
     """The next step while a rollout is under way: both versions are there, routes share traffic.
 
-    The running version's replicas are not touched by a changed spec before the outcome.
+    The running version's replicas follow the load and are not touched by a changed spec before the
+    outcome.
     """
     base, new = rolling.baseline, rolling.candidate
-    # Neither sleeps before the outcome: the candidate must be seen to be ready.
+    # Neither sleeps before the outcome: what is not there can neither be ready nor be compared.
     counts = {v: max(1, count) for v, count in (counts or {}).items()}
     deploys = _deploy(spec, new, apps, counts, f"{spec.model}: version {new} comes by rollout")
     if base not in apps:
         deploys += _deploy(spec, base, apps, counts, f"version {base} answers until the outcome")
+    else:
+        there = apps[base].replicas or 0
+        if base in counts and not rolling.traffic["weights"].get(base):
+            counts[base] = max(counts[base], there)  # a standby has room for everybody's return
+        deploys += _resize(spec, base, apps, counts)
     entries = {v: e for v, e in before.entries.items() if v in (base, new)}
     entries[new] = rolling.entry
     active = base if base in apps or before.active == base else None
@@ -231,13 +271,33 @@ def _deploy(
     count = (counts or {}).get(version, max(1, spec.replicas.low))
     if app is not None and app.status == "DELETING":
         return ()
+    parts = made_of(spec, version)
     if app is not None and app.digest != digest(spec):
-        return (Deploy(spec.service, version, "its spec changed", count),)
-    if app is not None and app.replicas in (None, count):
-        return ()
+        return (Deploy(spec.service, version, "its spec changed", count, parts),)
     if app is not None:
-        why = f"{count} replicas instead of {app.replicas}"
-    return (Deploy(spec.service, version, why, count),)
+        return _resize(spec, version, apps, {version: count})
+    return (Deploy(spec.service, version, why, count, parts),)
+
+
+def _resize(
+    spec: ServiceSpec,
+    version: str | None,
+    apps: Mapping[str, App],
+    counts: Mapping[str, int] | None,
+) -> tuple[Deploy, ...]:
+    """Another number of the replicas that are there, made as they were made."""
+    app, count = apps.get(version or ""), (counts or {}).get(version or "")
+    if app is None or version is None or app.status == "DELETING":
+        return ()
+    if count is None or app.replicas in (None, count):
+        return ()
+    parts = app.made_of
+    if parts is None and app.digest == digest(spec):
+        parts = made_of(spec, version)
+    if parts is None:
+        return ()  # an earlier Sundog's, and the spec has changed: more of them cannot be made
+    why = f"{count} replicas instead of {app.replicas}"
+    return (Deploy(spec.service, version, why, count, parts, resizes=True),)
 
 
 def _only(entries: Mapping[str, Any], apps: Mapping[str, App]) -> dict[str, Any]:

@@ -6,14 +6,27 @@ Values in, values out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from sundog.control.rollout import Record
-from sundog.control.serving_plan import App, Decision, Progress, Resolved, Rolling
+from sundog.control.serving_plan import (
+    App,
+    Decision,
+    Progress,
+    Resolved,
+    Rolling,
+    with_parts,
+)
 from sundog.serving.rollout_facts import Decision as Said
 from sundog.spec import ServiceSpec
 from sundog.spec.base import split_reference
+
+
+def progress_of(state: Mapping[str, Any]) -> Progress:
+    """What the store keeps of a service; words of a later Sundog are left aside."""
+    known = {f.name for f in fields(Progress)}
+    return Progress(**{k: v for k, v in state.items() if k in known})
 
 
 def starts_rollout(spec: ServiceSpec, resolved: Resolved, progress: Progress) -> bool:
@@ -64,12 +77,29 @@ def _words(signature: Mapping[str, Any]) -> str:
     return f"{tensors(signature['inputs'])} -> {tensors(signature['outputs'])}"
 
 
-def rolling_of(spec: ServiceSpec, record: Record, said: Said, waits: int | str) -> Rolling:
-    """What the plan and the routes need of a rollout that is under way."""
+def pinned(spec: ServiceSpec, record: Record | None) -> ServiceSpec:
+    """The spec with the model and replicas that a rollout began with: what else it names waits."""
+    if record is None:
+        return spec
+    model = {"model": f"{record.model}@{record.plan.candidate}"}
+    return with_parts(spec, {**record.made_of, **model})
+
+
+def wanted(record: Record, resolved: Resolved) -> str:
+    """What the spec names while a rollout runs: a version of its model, or `other@5`."""
+    if resolved.version is None:
+        return record.plan.candidate
+    if resolved.model and resolved.model != record.model:
+        return f"{resolved.model}@{resolved.version}"
+    return str(resolved.version)
+
+
+def rolling_of(record: Record, said: Said, waits: str) -> Rolling:
+    """What the plan and the routes need of a rollout that is under way. `waits`: see `wanted`."""
     plan = record.plan
     reason = f"rollout to version {plan.candidate}: {said.reason}"
-    if str(waits) not in (plan.baseline, plan.candidate):
-        reason += f"; version {waits} waits for its end"
+    if waits not in (plan.baseline, plan.candidate):
+        reason += f"; {waits if '@' in waits else f'version {waits}'} waits for its end"
     mirror = None
     if said.mirror > 0:
         mirror = {
@@ -110,7 +140,10 @@ def outcome(record: Record, progress: Progress, resolved: Resolved) -> tuple[Pro
     held = None
     if not promoted:
         why = f"version {plan.candidate} does not answer: {state.reason}"
-        held = {"version": plan.baseline, "instead_of": plan.candidate, "why": why}
+        held = {
+            "version": plan.baseline, "instead_of": plan.candidate, "why": why,
+            "model": record.model,
+        }  # fmt: skip
     after = replace(progress, active=winner, entries=entries, held=held, traffic=None)
     return after, _resolved(winner, entry)
 

@@ -101,7 +101,10 @@ class Versions:
     def release_all(self, spec: ServiceSpec, versions: Iterable[str]) -> None:
         """An undeployed service needs no version any more, wherever its applications went."""
         for version in versions:
-            self.release(spec.service, self.place(spec, version))
+            try:
+                self.release(spec.service, self.place(spec, version))
+            except SundogError as error:
+                log.warning("the hold of version %s of %s stays: %s", version, spec.service, error)
 
     def release(self, service: str, place: Mapping[str, Any]) -> None:
         try:

@@ -1,6 +1,6 @@
 """What this process's Ray says of its cluster, and how much Ray says unasked.
 
-Private parts of Ray: the autoscaler's configuration in the GCS, and the name of one of its loggers.
+Private parts of Ray: the global state accessor, and the name of one of its loggers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ def may_grow() -> bool:
     from ray._private.state import state
 
     return bool(state.get_max_resources_from_cluster_config())
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Ids of nodes that are drained or dead, as far as Ray remembers them."""
+    import ray
+    from ray._private.state import state
+
+    dead = {str(node["NodeID"]) for node in ray.nodes() if not node["Alive"]}
+    return frozenset(dead | set(state.get_draining_nodes() or {}))
 
 
 def quiet() -> None:

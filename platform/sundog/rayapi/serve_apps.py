@@ -28,6 +28,10 @@ class DeploymentView:
     replicas_wanted: int
     replica_ids: frozenset[str] = frozenset()
     """Of those that run."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Replica -> its node, of all that are there and do not stop."""
+    moving: frozenset[str] = frozenset()
+    """Replicas that leave because their node is drained."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def _deployment(details: Mapping[str, Any]) -> DeploymentView:
     running = frozenset(
         str(r["replica_id"]) for r in details["replicas"] if _word(r["state"]) == "RUNNING"
     )
+    states = {str(r["replica_id"]): _word(r["state"]) for r in details["replicas"]}
+    nodes = {str(r["replica_id"]): str(r.get("node_id") or "") for r in details["replicas"]}
     return DeploymentView(
         _word(details["status"]),
         details["message"],
@@ -118,6 +124,8 @@ def _deployment(details: Mapping[str, Any]) -> DeploymentView:
         len(running),
         details["target_num_replicas"],
         running,
+        {r: node for r, node in nodes.items() if states[r] not in ("STOPPING", "STOPPED")},
+        frozenset(r for r, state in states.items() if state == "PENDING_MIGRATION"),
     )
 
 

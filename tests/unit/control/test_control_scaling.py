@@ -43,7 +43,7 @@ class World:
         self.totals["busy_s"] += rate * service_s
         if heard:
             self.counters.report("g", {}, {"s": {"1": {**self.totals, "queued": 0, "running": 0}}})
-        counts = self.scaler.counts(spec or spec_of(), {"1": self.app()}, None)
+        counts = self.scaler.counts(spec or spec_of(), {"1": self.app()})
         self.replicas = counts["1"]
         return self.replicas
 
@@ -90,12 +90,76 @@ def test_fixed_replicas_are_nobodys_to_decide_and_bounds_are_kept(world):
 
 
 def test_who_takes_traffic_over_has_room_for_it(world):
-    apps = {"1": App("RUNNING", "", "d", 4, frozenset("abcd")), "2": App("RUNNING", "", "d", 1)}
-    scaler = world.scaler
-    counts = scaler.counts(spec_of("4..8"), apps, {"weights": {"2": 0.5, "1": 0.5}})
-    assert counts["2"] >= 2
-    assert scaler.prepare({"1": 4, "2": 1}, "2", 1.0) == {"1": 4, "2": 4}
-    assert scaler.prepare({"1": 4, "2": 1}, "2", 0.1) == {"1": 4, "2": 1}
+    def prepare(counts, weights, share, replicas="1..12"):
+        return world.scaler.prepare(spec_of(replicas), counts, weights, "2", share)
+
+    assert prepare({"1": 4, "2": 1}, {"1": 1.0}, 1.0) == {"1": 4, "2": 4}
+    assert prepare({"1": 4, "2": 1}, {"1": 1.0}, 0.1) == {"1": 4, "2": 1}
+    assert prepare({"1": 5, "2": 5}, {"1": 0.5, "2": 0.5}, 1.0)["2"] == 10, "both halves"
+    assert prepare({"1": 9, "2": 1}, {"1": 0.99, "2": 0.01}, 0.05)["2"] == 1
+    assert prepare({"1": 3, "2": 3}, {"1": 0.5, "2": 0.5}, 1.0, 3)["2"] == 3, "the spec's bounds"
+
+
+def test_room_that_was_made_stays_until_the_traffic_is_there(world):
+    def report():
+        world.clock.advance(2.0)
+        idle = {"arrivals": 0, "completions": 0, "busy_s": 0.0, "queued": 0, "running": 0}
+        world.counters.report("g", {}, {"s": {"1": idle, "2": idle}})
+
+    one = App("RUNNING", "", "d", 5, frozenset("abcde"))
+    for _ in range(40):  # long enough to be sure that one replica is enough
+        report()
+        world.scaler.counts(spec_of(), {"2": App("RUNNING", "", "d", 1, frozenset("x"))})
+    apps = {"1": one, "2": App("RUNNING", "", "d", 6, frozenset("uvwxyz"))}
+    world.scaler.prepare(spec_of(), {"1": 5, "2": 1}, {"1": 0.9, "2": 0.1}, "2", 1.0)
+    assert world.scaler.counts(spec_of(), apps)["2"] == 6, "promoted a moment ago"
+    report()
+    assert world.scaler.counts(spec_of(), apps)["2"] == 6
+
+
+def test_a_number_that_is_not_there_yet_is_told_once(world):
+    asks = App("RUNNING", "", "d", 1, frozenset("a"))
+    for _ in range(60):
+        world.second(30)
+    before = len(world.store.events("s", 1000))
+    for _ in range(20):  # nobody applies it
+        world.clock.advance(2.0)
+        world.counters.report("g", {}, {})
+        world.scaler.counts(spec_of("4..6"), {"1": asks})
+    told = world.store.events("s", 1000)[: len(world.store.events("s", 1000)) - before]
+    assert len(told) == len({e["fields"]["to"] for e in told}) > 0
+
+
+def test_a_version_that_must_not_sleep_now_is_asked_for(world):
+    spec = spec_of("0..4")
+    asleep = App("RUNNING", "", "d", 0)
+    for _ in range(3):
+        world.clock.advance(2.0)
+        world.counters.report("g", {}, {})
+        assert world.scaler.counts(spec, {"1": asleep}, awake=True) == {"1": 1}
+    assert all(e["fields"]["to"] == 1 for e in world.store.events("s"))
+
+
+def test_the_start_up_time_that_was_seen_counts_for_more_than_the_profiles(world, monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        "sundog.control.scaling.profile_of",
+        lambda spec, known: used.append(known) or profile_of(spec, known),
+    )
+    measured = {"startup_s": 1.0, "service_s": 0.1}
+    starting, there = App("RUNNING", "", "d", 1), App("RUNNING", "", "d", 1, frozenset("a"))
+    world.scaler.counts(spec_of(), {"1": starting}, measured)
+    assert used[-1]["startup_s"] == 1.0, "nothing else is known"
+    world.clock.advance(60.0)
+    world.scaler.counts(spec_of(), {"1": there}, measured)
+    assert used[-1] == {"startup_s": 60.0, "service_s": 0.1}
+    for start_s in (20.0, 30.0):
+        world.scaler.counts(spec_of(), {"1": App("RUNNING", "", "d", 0)}, measured)
+        world.scaler.counts(spec_of(), {"1": starting}, measured)
+        world.clock.advance(start_s)
+        world.scaler.counts(spec_of(), {"1": there}, measured)
+    assert used[-1]["startup_s"] == 60.0, "the slowest of the last ones"
+    assert world.scaler.startup_s("s", "1") == 30.0
 
 
 def test_the_slo_says_how_long_a_request_may_wait():
@@ -119,7 +183,7 @@ def test_an_idle_service_sleeps_and_whoever_comes_wakes_it_at_once(world):
                         "queued": 1, "running": 0}}}  # fmt: skip
     world.clock.advance(0.6)
     world.counters.report("g", {}, held)
-    assert world.scaler.counts(spec, {"1": world.app()}, None)["1"] >= 1
+    assert world.scaler.counts(spec, {"1": world.app()})["1"] >= 1
     assert world.scaler.startup_s("s", "1") is None, "sleeping is no start-up time"
 
 

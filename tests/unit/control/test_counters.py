@@ -1,7 +1,7 @@
 """What gateways report, added up into intervals and sums."""
 
 from sundog.clock import ManualClock
-from sundog.control.counters import KEEP_S, Counters, minutes, recent
+from sundog.control.counters import GATEWAY_GONE_S, KEEP_S, Counters, minutes, recent
 from sundog.serving.evidence import Counts
 from sundog.serving.observe import Observer
 
@@ -99,6 +99,21 @@ def test_lanes_are_summed_as_they_grow_and_a_restarted_control_counts_no_history
     clock.advance(60.0)
     assert counters.take_lane("s", "v1").queued == 0, "gateways that are gone hold nothing"
     assert not counters.is_heard()
+
+
+def test_what_a_killed_gateway_held_wakes_nobody():
+    clock = ManualClock(100.0)
+    counters = Counters(clock)
+    counters.report("killed", {}, lane(3, 2, queued=1))
+    counters.report("here", {}, lane(3, 3, queued=2))
+    assert counters.waiting("s", "v1") == 3
+    clock.advance(GATEWAY_GONE_S)
+    counters.report("here", {}, lane(5, 4, queued=1))
+    assert counters.waiting("s", "v1") == 1
+    clock.advance(KEEP_S)
+    counters.report("here", {}, lane(5, 5))
+    counters.report("killed", {}, lane(1000, 1000))
+    assert counters.take_lane("s", "v1").arrivals == 2, "who comes back after so long is a new one"
 
 
 def test_what_control_did_not_get_is_told_with_the_next_report():

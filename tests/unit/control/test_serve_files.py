@@ -190,4 +190,4 @@ def test_a_deploy_says_what_of_a_spec_has_no_effect():
     assert "hold 2 s" in said(replicas="0..4", hold="2s")[0]
     assert "write replicas: 2..8" in said(replicas=2, slo={"p95": "1s"})[0]
     assert "splits no traffic" in said(rollout={"strategy": "shadow", "sticky": "key"})[0]
-    assert "tells nobody" in said(rollout={"webhook": "https://example.org"})[0]
+    assert "only `sundog rollback` tells it" in said(rollout={"webhook": "https://example.org"})[0]

@@ -8,12 +8,16 @@ from sundog.control.serving_plan import (
     App,
     Progress,
     Resolved,
+    Rolling,
     app_name,
     decide,
+    decide_rolling,
     digest,
+    made_of,
     route,
     service_of,
     unheld,
+    with_parts,
 )
 from sundog.spec import ServiceSpec
 
@@ -185,3 +189,74 @@ def test_a_standby_stays_and_gets_nothing():
     assert set(kept.progress.entries) == {"1", "2"}
     assert route(SPEC, kept.progress)["weights"] == {"2": 1.0}
     assert decide(SPEC, at(2), both, kept.progress).retire == ("1",)
+
+
+def rolling(weights, baseline="1", candidate="2"):
+    traffic = {"weights": weights}
+    return Rolling(baseline, candidate, {"app": "digits--v2"}, "why", traffic)
+
+
+def made(version, replicas, spec=SPEC):
+    return App(
+        "RUNNING", "", digest(spec), replicas, frozenset(map(str, range(replicas))),
+        made_of(spec, version),
+    )  # fmt: skip
+
+
+@given(
+    there=st.integers(0, 9), base=st.integers(0, 9), new=st.integers(0, 9),
+    weight=st.sampled_from([0.01, 0.5, 1.0]), changed=st.booleans(),
+)  # fmt: skip
+def test_during_a_rollout_both_versions_get_the_replicas_they_need(
+    there, base, new, weight, changed
+):
+    before = SPEC.model_copy(update={"env": {"A": "1"}}) if changed else SPEC
+    apps = {"1": made("1", there, before), "2": made("2", 1)}
+    weights = {"2": weight, "1": 1 - weight} if weight < 1 else {"2": 1.0}
+    decision = decide_rolling(SPEC, rolling(weights), apps, Progress("1"), {"1": base, "2": new})
+    numbers = {v: a.replicas for v, a in apps.items()}
+    for one in decision.deploys:
+        assert one.resizes, "no replica restarts"
+        assert with_parts(SPEC, one.made_of).env == (before if one.version == "1" else SPEC).env
+        assert numbers[one.version] != one.replicas
+        numbers[one.version] = one.replicas
+    assert numbers["2"] == max(1, new)
+    standby = weight == 1
+    assert numbers["1"] == max(1, base, there if standby else 0), "a standby never shrinks"
+
+
+def test_the_running_version_follows_the_load_while_another_one_starts_or_is_not_found():
+    apps = {"1": made("1", 2), "2": App("DEPLOYING", "", DIGEST, 1)}
+    grown = decide(SPEC, at(2), apps, Progress("1"), counts={"1": 5, "2": 1})
+    assert [(d.version, d.replicas) for d in grown.deploys] == [("1", 5)]
+    lost = decide(SPEC, Resolved(None, "gone"), apps, Progress("1"), counts={"1": 5, "2": 1})
+    assert [(d.version, d.replicas, d.resizes) for d in lost.deploys] == [("1", 5, True)]
+
+
+def test_what_replicas_are_made_of_makes_them_again():
+    spec = SPEC.model_copy(update={"allow_code": True, "env": {"A": "1"}, "model": "digits@3"})
+    later = SPEC.model_copy(update={"model": "other@7", "queue": 3})
+    again = with_parts(later, made_of(spec, 3))
+    assert digest(again) == digest(spec) != digest(later)
+    assert (again.model, again.queue) == ("digits@3", 3)
+
+
+def test_another_models_version_of_the_same_number_is_described_when_it_is_there():
+    first = Resolved(3, "", "k", SIGNATURE, "m")
+    second = Resolved(3, "", "k", {"inputs": ["wider"], "outputs": []}, "other")
+    progress = decide(SPEC, first, {"3": app()}, Progress()).progress
+    coming = decide(SPEC, second, {"3": app(digest="old")}, progress)
+    assert coming.deploy.version == "3"
+    assert coming.progress.entries["3"]["model"] == "m", "callers are still answered by it"
+    there = decide(SPEC, second, {"3": app()}, coming.progress)
+    assert there.progress.entries["3"]["signature"] == second.signature
+
+
+def test_a_hold_is_of_a_models_version_and_not_of_its_number():
+    held = {"version": "2", "instead_of": "3", "why": "w", "model": "m"}
+    before = Progress("2", {"2": {"model": "m"}}, "ready", held=held)
+    assert unheld(Resolved(3, "", "k", SIGNATURE, "m"), before) == before
+    assert unheld(Resolved(3, "", "k", SIGNATURE, "other"), before).held is None
+    old = Progress("2", {"2": {"model": "m"}}, "ready", held={**held, "model": ""})
+    assert unheld(Resolved(3, "", "k", SIGNATURE, "other"), old).held is None
+    assert unheld(Resolved(3, "", "k", SIGNATURE, "m"), old) == old, "an earlier Sundog's"
