@@ -31,9 +31,9 @@ NEEDED = {"ip": "iproute2", "sshd": "openssh-server", "rsync": "rsync", "unshare
 NODE = """
 set -e
 mkdir -p {dir}/tmp {dir}/root {dir}/empty /run/sshd
-if [ -d /root/.pyenv ]; then
-  mkdir -p {dir}/root/.pyenv; mount --bind /root/.pyenv {dir}/root/.pyenv
-fi
+case {base} in /root/*)  # a Python that lives in the home which each node has its own of
+  mkdir -p {dir}{base}; mount --bind {base} {dir}{base};;
+esac
 mount --rbind {dir}/root /root
 mount --bind {dir}/tmp /tmp
 hostname {name}
@@ -165,7 +165,8 @@ class Cloud:
         run(*inside, "route", "add", "default", "via", f"{self.net}.0.1")
         (folder / "sshd_config").write_text(SSHD.format(ip=ip, folder=self.folder, dir=folder))
         script = NODE.format(
-            dir=folder, name=f"node-{short}", python=sys.executable, here=HERE, metadata=METADATA,
+            dir=folder, name=f"node-{short}", python=sys.executable, base=sys.base_prefix,
+            here=HERE, metadata=METADATA,
             life=instance.get("InstanceLifecycle", "on-demand"),
             zone=instance["Placement"]["AvailabilityZone"],
         )  # fmt: skip

@@ -8,23 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from sundog.capacity.state_file import read_state
 from sundog.clock import WALL, Clock
 from sundog.errors import ClusterError, SundogError
-from sundog.rayapi.drain import Gcs, RayNode, head_address
+from sundog.rayapi.drain import Drains, Gcs, head_address
 
 MARK = "SUNDOG-HEAD "
 FORMAT = 1
 # A person who drains a node gives its work this long to move; Ray kills nothing when it is over.
 DRAIN_S = 600.0
-
-
-class Drains(Protocol):
-    def nodes(self) -> list[RayNode]: ...
-
-    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
 
 
 def report(cluster: str, ray: Drains) -> dict[str, Any]:

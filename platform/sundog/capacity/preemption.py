@@ -15,14 +15,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sundog.capacity.metadata import SERVICES, Metadata, MetadataUnavailable, Notice
 from sundog.capacity.noderecord import Creates, write_record
 from sundog.clock import WALL, Clock
 from sundog.errors import ClusterError, SundogError
 from sundog.ledger import Entry, Ledger, RootLedger
-from sundog.rayapi.drain import Gcs, RayNode
+from sundog.rayapi.drain import Drains, Gcs, RayNode
 
 if TYPE_CHECKING:
     from sundog.storage.root import Root
@@ -36,19 +36,13 @@ SHORTEST_NOTICE_S, LONGEST_NOTICE_S = 1.0, 3600.0
 ASSUMED_NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 
 
-class Cluster(Protocol):
-    def nodes(self) -> list[RayNode]: ...
-
-    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
-
-
 @dataclass
 class Agent:
     """One node's ear. `step` is one poll; it returns how long to sleep before the next."""
 
     cloud: str
     metadata: Metadata
-    cluster: Cluster
+    cluster: Drains
     instance_id: str
     clock: Clock = WALL
     drain_on_advice: bool = False

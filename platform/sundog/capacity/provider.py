@@ -18,7 +18,7 @@ from ray.autoscaler.node_provider import NodeProvider
 
 from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.launching import Buyer, NothingToBuy, Request
-from sundog.capacity.standins import Drains, StandIns, ray_of_this_process
+from sundog.capacity.standins import StandIns, ray_of_this_process
 from sundog.capacity.state import PoolPlan, plans_from_dict
 from sundog.capacity.state_file import state_path, write_state
 from sundog.capacity.upkeep import Upkeep
@@ -27,6 +27,7 @@ from sundog.clouds.base import Cloud, Machine
 from sundog.errors import CapacityError, ClusterError, SundogError
 from sundog.ledger import FileLedger, Ledger, RootLedger
 from sundog.market.offers import Offer
+from sundog.rayapi.drain import Drains
 from sundog.rayapi.launch_reason import show_causes
 
 logger = logging.getLogger(__name__)
@@ -205,11 +206,12 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
         with self._lock:
             if key == self._told:
                 return
-            self._told = key
             try:
                 write_state(self.cluster_name, state)
             except OSError as error:
                 logger.warning("capacity state not written: %s", error)
+            else:
+                self._told = key
 
 
 def _for_ray(category: str, why: str) -> NodeLaunchException:

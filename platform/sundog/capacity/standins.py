@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
 from sundog.capacity.decide import hand_backs
 from sundog.capacity.launching import Buyer
 from sundog.capacity.state import PoolPlan, View
 from sundog.clock import Clock
 from sundog.errors import CapacityError, ClusterError
-from sundog.rayapi.drain import RayNode
+from sundog.rayapi.drain import Drains
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +22,6 @@ DRAINING_TAG = "sundog:draining"
 EVERY_S = 30.0
 # Time for a run to checkpoint; Ray kills nothing when it is over.
 MOVE_S = 600.0
-
-
-class Drains(Protocol):
-    def nodes(self) -> list[RayNode]: ...
-
-    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
 
 
 class StandIns:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sundog.clock import WALL, Clock
 from sundog.errors import ClusterError
@@ -26,6 +26,14 @@ class RayNode:
     node_type: str
     status: str
     used: float | None = None
+
+
+class Drains(Protocol):
+    """Who knows Ray's nodes and drains them. ClusterError."""
+
+    def nodes(self) -> list[RayNode]: ...
+
+    def drain(self, node_id: str, deadline_s: float | None, why: str) -> bool: ...
 
 
 class Gcs:

@@ -80,7 +80,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(metadata, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(metadata, "TIMEOUT_S", 30.0)  # a busy machine answers late
     found = Server()
     yield found
     found.http.shutdown()
@@ -189,7 +189,8 @@ def test_a_service_that_refuses_or_lies_harms_nothing_and_is_asked_less_often(
     assert heard.events == ["metadata-unavailable"]
 
 
-def test_a_slow_service_is_given_up_on(server: Server) -> None:
+def test_a_slow_service_is_given_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "TIMEOUT_S", 0.2)
     hold = threading.Event()
     server.answers["/latest/api/token"] = lambda h: (hold.wait(5), (200, "secret"))[1]
     with pytest.raises(MetadataUnavailable):
@@ -403,5 +404,8 @@ def test_a_command_that_is_wrong_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "python3").chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "RAY_HEAD_IP": "h"}
     subprocess.run(["bash", "-c", line], check=True, env=env, timeout=20)
+    deadline = time.monotonic() + 20
+    while not count.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     time.sleep(0.5)
     assert count.read_text() == "x\n"
