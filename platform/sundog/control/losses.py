@@ -26,17 +26,15 @@ class Losses:
 
     def look(self, app: App | None, now_s: float) -> int:
         """One more look at the version's application: how many more are lost."""
-        there = app.replica_ids | set(app.nodes) if app is not None else frozenset()
-        gone = sorted(self.running - there - self.moving)
-        if app is not None and app.replicas is not None:
-            # Fewer by wish: Serve chooses which, and it may have chosen any of these.
-            gone = gone[max(0, len(self.running) - app.replicas) :]
+        if app is None or app.replicas is None:
+            return 0  # a redeployed application shows no deployment for a moment
+        gone = sorted(self.running - app.replica_ids - set(app.nodes) - self.moving)
+        # Fewer by wish: Serve chooses which, and it may have chosen any of these.
+        gone = gone[max(0, len(self.running) - app.replicas) :]
         nodes = sorted({self.nodes.get(one, "") for one in gone})
         self.lost += [(now_s, node) for node in nodes]
         self.lost = [one for one in self.lost if one[0] > now_s - WINDOW_S]
-        self.running = app.replica_ids if app is not None else frozenset()
-        self.nodes = dict(app.nodes) if app is not None else {}
-        self.moving = app.moving if app is not None else frozenset()
+        self.running, self.nodes, self.moving = app.replica_ids, dict(app.nodes), app.moving
         return len(nodes)
 
     def count(self, leaving: Collection[str]) -> int:
