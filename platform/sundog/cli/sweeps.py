@@ -88,6 +88,8 @@ def _show(
     state = str(record.get("state"))
     if state == "running" and not live:
         state = "its driver is gone: submit it again to go on"
+    if live and record.get("paused_until_s"):
+        state = "paused"  # until when is in its message
     began, ended = record.get("started_s"), record.get("ended_s")
     took = (ended or WALL.now_s()) - began if began else None
     parts = [

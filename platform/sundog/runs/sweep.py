@@ -22,6 +22,7 @@ from sundog.runs.lineage import lineage
 from sundog.runs.notify import notified
 from sundog.runs.sweep_book import Book, Journal, Trial
 from sundog.runs.sweep_purse import Rates, forecast, require_prices
+from sundog.runs.sweep_rest import rest
 from sundog.runs.sweep_search import Modelled, configurations, searcher
 from sundog.runs.sweep_table import best_of, front, table
 from sundog.runs.sweep_tracking import tracking
@@ -77,7 +78,9 @@ def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
         require_prices(spec, _unpriced(spec, folder))
         os.environ.update(secret_environment(spec.run))
         reports = _reports(spec, folder, data)  # fails here, before any trial
-        conductor = _search(spec, folder, data, reports)
+        rest(spec, folder)
+        while (conductor := _search(spec, folder, data, reports)).resting:
+            rest(spec, folder)
         return _conclude(spec, folder, data, conductor, done)
 
 
@@ -259,7 +262,7 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
         state = "failed"
         try:
             interruptible(tuner.fit)
-            state = "failed" if conductor.fatal else "finished"
+            state = "failed" if conductor.fatal else "paused" if conductor.resting else "finished"
         except RunCancelled:
             state = "cancelled"
             raise

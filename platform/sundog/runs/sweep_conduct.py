@@ -16,6 +16,7 @@ from sundog import telemetry
 from sundog.clock import WALL, Clock
 from sundog.rayapi.tune_feed import Wanted
 from sundog.runs.driver import say
+from sundog.runs.hours import open_at
 from sundog.runs.sweep_book import Book, Journal, Trial
 from sundog.runs.sweep_meter import Meter
 from sundog.runs.sweep_purse import Purse, Rates, forecast
@@ -59,6 +60,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self.watched: Watched | None = None
         self.ending: str | None = None  # why no trial goes on
         self.closing: str | None = None  # why no trial begins
+        self.resting = False  # `ending` is only the end of its hours
         self.fatal: tuple[str, str] | None = None
         self._unpriced: set[str] = set()  # nodes that were named for having no price
         self._waiting = [t for t in self.book.trials.values() if not t.ended]
@@ -215,6 +217,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         now_s = self._clock.monotonic_s()
         if now_s - self._last_s >= _TICK_S:
             self._tick()
+            self._mind_the_hours()
         if now_s - self._noted_s >= _PAUSES_S:  # reports tick too: their clock may never be due
             self._noted_s = now_s
             self._note_pauses()
@@ -232,6 +235,12 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             some = [n for n, s in watched.statuses().items() if s == "RUNNING" and n in self._live]
             self.meter.charge(some, passed, watched.workers)
         self.ending = self.ending or self.purse.empty() or self._priceless()
+
+    def _mind_the_hours(self) -> None:
+        hours = self._spec.hours
+        if not hours or self.ending or self.closing or open_at(hours, self._clock.now_s()):
+            return
+        self.resting, self.ending = True, "its hours are over"
 
     def _priceless(self) -> str | None:
         """Why a budget in dollars cannot be kept any longer; names nodes without a price once."""

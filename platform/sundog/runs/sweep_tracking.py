@@ -65,7 +65,7 @@ class SweepMlFlow(MlFlow):
         """Everything that was told is with the server when this returns, or it is too slow."""
         self._told_of.put(None)
         self._thread.join(_CANCELLED_S if state == "cancelled" else _LAST_WORD_S)
-        super().end(state)
+        super().end("cancelled" if state == "paused" else state)
 
     # --- in the thread ----------------------------------------------------------------------------
 
