@@ -54,7 +54,7 @@ def check(args: dict[str, Any]) -> ServiceSpec:
     root = open_root(spec.root or os.environ.get("SUNDOG_ROOT") or (get_config() or {}).get("root"))
     check_reach(root)
     found = Registry(root).get(spec.model)
-    limits = [limit for limit in (spec.slo.p95, spec.slo.p99) if limit is not None]
-    if limits and (profile := profiles.kept(root, found.name, found.version)) is not None:
-        profiles.check_limit(found.name, found.version, profile["service_s"], min(limits))
+    limit_s = spec.slo.whole_s
+    if limit_s and (profile := profiles.kept(root, found.name, found.version)) is not None:
+        profiles.check_limit(found.name, found.version, profile["service_s"], limit_s)
     return spec

@@ -44,15 +44,18 @@ def profile_of(spec: ServiceSpec, measured: Mapping[str, Any] | None = None) -> 
     """
     known = measured or {}
     service_s = float(known.get("service_s", SERVICE_S))
-    limits = [limit for limit in (spec.slo.p95, spec.slo.p99) if limit is not None]
+    whole_s, first_s = spec.slo.whole_s, spec.slo.first
     # A third of the time that is left, at least: waits vary, and the SLO is on the slowest.
-    wait_s = max((min(limits) - service_s) / 3, service_s / 2) if limits else WAIT_S
+    # An answer's first part has waited as long as the answer has.
+    waits_s = [first_s / 3] if first_s else []
+    if whole_s is not None:
+        waits_s.append(max((whole_s - service_s) / 3, service_s / 2))
     assert spec.replicas.high is not None
     return Profile(
         slots=1,
         startup_s=float(known.get("startup_s", STARTUP_S)),
         service_s=service_s,
-        wait_slo_s=wait_s,
+        wait_slo_s=min(waits_s, default=WAIT_S),
         min_replicas=spec.replicas.low,
         max_replicas=spec.replicas.high,
         cold_start_worth_s=spec.keep_warm,

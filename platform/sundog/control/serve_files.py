@@ -63,7 +63,7 @@ def notes(spec: ServiceSpec) -> list[str]:
             f"hold {spec.hold:g} s: a request that wakes the service waits for a replica to start, "
             "which takes several seconds; hold more, or keep one: replicas 1..n"
         )
-    asked = [word for word in ("p95", "p99") if getattr(spec.slo, word) is not None]
+    asked = [word for word in ("p95", "p99", "first") if getattr(spec.slo, word) is not None]
     if asked and max(low, 1) == high:
         said.append(
             f"slo {', '.join(asked)}: nothing can follow it with {high} replica(s) always; "

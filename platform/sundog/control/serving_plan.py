@@ -320,7 +320,7 @@ def route(spec: ServiceSpec, progress: Progress) -> dict[str, Any]:
         "feedback": "feedback" in spec.rollout.guards,
         "deadline_s": spec.deadline,
         "hold_s": spec.hold,
-        "slo_s": spec.slo.p95 or spec.slo.p99,
+        "slo_s": spec.slo.whole_s,
         "queue": spec.queue,
         "batch": spec.batch,
         "max_body": spec.max_body,

@@ -29,6 +29,8 @@ async def parts_of(lane: Lane, parsed: Parsed) -> AsyncGenerator[Outputs]:
             stream = (await _connection(lane)).stream(parsed)
             try:
                 while (part := await _next(stream, lane.limits.deadline_s)) is not None:
+                    if not sent:
+                        lane.stats.first_part(WALL.monotonic_s() - began_s)
                     sent += 1
                     yield part
                 break

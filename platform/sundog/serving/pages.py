@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from sundog import __version__, telemetry
 from sundog.serving import openapi
 from sundog.serving.routes import Routes
-from sundog.serving.stats import Metrics
+from sundog.serving.stats import Histogram, Metrics
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
 _POLICY = (
@@ -71,7 +71,7 @@ def build_pages(
         "/metrics", summary="Prometheus metrics of this gateway", response_class=PlainTextResponse
     )
     def prometheus() -> PlainTextResponse:
-        return PlainTextResponse(metrics.text(gauges(routes)))
+        return PlainTextResponse(metrics.text(gauges(routes), first_parts(routes)))
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -88,6 +88,15 @@ def build_pages(
 
     app.openapi = document  # type: ignore[method-assign]
     return app
+
+
+def first_parts(routes: Routes) -> list[tuple[str, str, Histogram]]:
+    return [
+        (name, version, found.lane.stats.first)
+        for name, route in sorted(routes.services.items())
+        for version, found in sorted(route.versions.items())
+        if found.lane.stats.first is not None
+    ]
 
 
 def gauges(routes: Routes) -> list[tuple[str, str, dict[str, float]]]:

@@ -17,12 +17,34 @@ BUCKETS_S = (
 )  # fmt: skip
 
 
+class Histogram:
+    """Seconds, in Prometheus' buckets."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def lines(self, name: str, **labels: str) -> list[str]:
+        total, out = 0, []
+        for bound, n in zip((*BUCKETS_S, "+Inf"), self.counts, strict=True):
+            total += n
+            out.append(f"{name}_bucket{_labels(**labels, le=str(bound))} {total}")
+        words = _labels(**labels)
+        return [*out, f"{name}_count{words} {total}", f"{name}_sum{words} {self.sum_s:g}"]
+
+
 class LaneStats:
     """Of one version: requests, rows, calls of the model, and where the time went (seconds)."""
 
     __slots__ = (
-        "arrivals", "batches", "executions", "fail_count", "fail_s", "infer_s", "last_s", "queue_s",
-        "rows", "success_count", "success_s",
+        "arrivals", "batches", "executions", "fail_count", "fail_s", "first", "infer_s", "last_s",
+        "queue_s", "rows", "success_count", "success_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -31,6 +53,8 @@ class LaneStats:
         self.rows = self.executions = self.success_count = self.fail_count = 0
         self.success_s = self.fail_s = self.queue_s = self.infer_s = 0.0
         self.last_s = 0.0
+        self.first: Histogram | None = None
+        """From a request to the first part of its answer, where answers come in parts."""
         self.batches: dict[int, list[float]] = {}
 
     def executed(self, rows: int, seconds: float) -> None:
@@ -42,6 +66,10 @@ class LaneStats:
             entry = self.batches[rows] = [0, 0.0]
         entry[0] += 1
         entry[1] += seconds
+
+    def first_part(self, seconds: float) -> None:
+        self.first = self.first or Histogram()
+        self.first.add(seconds)
 
     def document(self, name: str, version: str) -> dict[str, Any]:
         """One entry of the protocol's `model_stats`."""
@@ -74,7 +102,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str, str, int], int] = {}
-        self._latency: dict[tuple[str, str], list[float]] = {}
+        self._latency: dict[tuple[str, str], Histogram] = {}
         self._tokens: dict[tuple[str, str, str], int] = {}
         self.more: Callable[[], list[str]] = list
         """Lines that something else counts."""
@@ -91,19 +119,26 @@ class Metrics:
             return
         histogram = self._latency.get((service, version))
         if histogram is None:
-            histogram = self._latency[service, version] = [0.0] * (len(BUCKETS_S) + 2)
-        histogram[bisect_left(BUCKETS_S, seconds)] += 1
-        histogram[-1] += seconds
+            histogram = self._latency[service, version] = Histogram()
+        histogram.add(seconds)
 
-    def text(self, gauges: Iterable[tuple[str, str, dict[str, float]]]) -> str:
-        """Prometheus' text format. `gauges`: (service, version, {metric: value})."""
+    def text(
+        self,
+        gauges: Iterable[tuple[str, str, dict[str, float]]],
+        firsts: Iterable[tuple[str, str, Histogram]] = (),
+    ) -> str:
+        """Prometheus' text format. `gauges`: (service, version, {metric: value}); `firsts`: how long
+        first parts of answers took."""
         out = [f"# TYPE {telemetry.GATEWAY_REQUESTS} counter"]
         for (service, version, key, status), n in sorted(self._requests.items()):
             labels = _labels(service=service, version=version, key=key, status=str(status))
             out.append(f"{telemetry.GATEWAY_REQUESTS}{labels} {n}")
         out.append(f"# TYPE {telemetry.GATEWAY_LATENCY_S} histogram")
         for (service, version), histogram in sorted(self._latency.items()):
-            out += _histogram(service, version, histogram)
+            out += histogram.lines(telemetry.GATEWAY_LATENCY_S, service=service, version=version)
+        out.append(f"# TYPE {telemetry.GATEWAY_FIRST_PART_S} histogram")
+        for service, version, histogram in firsts:
+            out += histogram.lines(telemetry.GATEWAY_FIRST_PART_S, service=service, version=version)
         out.append(f"# TYPE {telemetry.GATEWAY_TOKENS} counter")
         for (service, key, kind), n in sorted(self._tokens.items()):
             out.append(
@@ -124,16 +159,6 @@ class Metrics:
 def _key_label(key: str) -> str:
     """Keys are made by operators; subjects of tokens come without end, and share one series."""
     return key if not key.startswith("jwt:") else "jwt"
-
-
-def _histogram(service: str, version: str, histogram: list[float]) -> list[str]:
-    name, total, out = telemetry.GATEWAY_LATENCY_S, 0.0, []
-    for bound, n in zip((*BUCKETS_S, "+Inf"), histogram[:-1], strict=True):
-        total += n
-        labels = _labels(service=service, version=version, le=str(bound))
-        out.append(f"{name}_bucket{labels} {total:g}")
-    labels = _labels(service=service, version=version)
-    return [*out, f"{name}_count{labels} {total:g}", f"{name}_sum{labels} {histogram[-1]:g}"]
 
 
 def _labels(**labels: str) -> str:

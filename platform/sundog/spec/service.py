@@ -15,6 +15,14 @@ from sundog.spec.run import Resources
 class Slo(Spec):
     p95: DurationS | None = None
     p99: DurationS | None = None
+    first: DurationS | None = Field(
+        None, description="until the first part of an answer that streams (time to first token)"
+    )
+
+    @property
+    def whole_s(self) -> float | None:
+        """The tightest limit on a whole answer."""
+        return min((limit for limit in (self.p95, self.p99) if limit is not None), default=None)
 
 
 KNOWN_SIGNALS = ("cpu", "gpu", "gpu-memory")

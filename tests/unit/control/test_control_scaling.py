@@ -167,6 +167,10 @@ def test_the_slo_says_how_long_a_request_may_wait():
     tight = profile_of(spec_of(slo={"p99": "100ms", "p95": "80ms"}), {"service_s": 0.02})
     assert tight.wait_slo_s == pytest.approx(0.02)
     assert tight.service_s == 0.02
+    streamed = profile_of(spec_of(slo={"first": "300ms"}), {"service_s": 8.0})
+    assert streamed.wait_slo_s == pytest.approx(0.1)
+    both = profile_of(spec_of(slo={"first": "300ms", "p99": "80ms"}), {"service_s": 0.02})
+    assert both.wait_slo_s == pytest.approx(0.02)
     idle = profile_of(spec_of("0..4", keep_warm="1min"))
     assert (idle.min_replicas, idle.cold_start_worth_s) == (0, 60.0)
 

@@ -25,7 +25,12 @@ def test_prometheus_text_counts_and_escapes():
     metrics.count("a", "1", "k", 200, 0.003)
     metrics.count("a", "1", "k", 200, 99.0)
     metrics.count('we"ird\n', "1", "", 500, 1.0)
-    text = metrics.text([("a", "1", {"sundog_gateway_queued": 4})])
+    stats = LaneStats()
+    stats.first_part(0.2)
+    gauges = [("a", "1", {"sundog_gateway_queued": 4})]
+    text = metrics.text(gauges, [("a", "1", stats.first)])
+    assert 'sundog_gateway_first_part_seconds_bucket{service="a",version="1",le="0.25"} 1' in text
+    assert 'sundog_gateway_first_part_seconds_sum{service="a",version="1"} 0.2' in text
     assert 'sundog_gateway_requests_total{service="a",version="1",key="k",status="200"} 2' in text
     assert 'service="we\\"ird\\n"' in text
     assert 'sundog_gateway_latency_seconds_bucket{service="a",version="1",le="0.005"} 1' in text

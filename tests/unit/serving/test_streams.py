@@ -120,6 +120,8 @@ def test_parts_come_in_order_and_streams_run_side_by_side(replica, kind):
         ]
         assert lane.stats.success_count == 14
         assert lane.under_way == 0
+        # The one without any part had no first one.
+        assert sum(lane.stats.first.counts) == 13
 
     asyncio.run(main())
 
