@@ -27,7 +27,8 @@ from sundog.runs.sweep_search import Modelled, configurations, searcher
 from sundog.runs.sweep_table import best_of, front, table
 from sundog.runs.sweep_tracking import tracking
 from sundog.runs.train import driver_recipe, pin_data, ray_storage, worker_resources
-from sundog.runs.trial import Kept, pauses, plain_function, run_trial, trial_prefix, trial_spec
+from sundog.runs.trial import pauses, plain_function, run_trial, trial_spec
+from sundog.runs.trial_kept import Kept, trial_prefix
 from sundog.runs.worker import open_recipe
 from sundog.security.secrets import secret_environment
 from sundog.spec.sweep import SweepSpec

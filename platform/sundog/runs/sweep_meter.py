@@ -22,6 +22,7 @@ class Meter:
         self._book, self._rates, self._nodes = book, rates, nodes
         self._shares: dict[str, float] = {}  # of every node that was seen
         self._alive: list[str] = []
+        self._looked = False
         self._where: dict[str, list[str]] = {}  # the nodes of a trial's workers, one each
         self._owed: dict[tuple[str, str], float] = {}  # (trial, node) -> its node-hours
         self._without_s: dict[str, float] = {}  # node -> how long it was used without a price
@@ -42,6 +43,7 @@ class Meter:
     def charge(self, names: Sequence[str], seconds: float, workers: int) -> None:
         """These trials ran for so many seconds since the last call, each with so many workers."""
         self._settle()
+        self._looked = False
         used: set[str] = set()
         for name in names:
             trial, nodes = self._book.trials[name], self._where.get(name) or [""] * workers
@@ -83,7 +85,8 @@ class Meter:
 
     def _rate(self, node: str) -> tuple[float, float | None]:
         """(share, $/h) of a node at this moment."""
-        if node not in self._shares:
+        if node not in self._shares and not self._looked:
+            self._looked = True  # once in a look, however many trials have no place yet
             found = {n: have for n, have in self._nodes().items() if self._rates.holds(have)}
             self._alive = list(found)
             self._shares |= {n: self._rates.share(have) for n, have in found.items()}

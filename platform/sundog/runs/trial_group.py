@@ -25,9 +25,9 @@ from sundog.runs.trial import (
     kept_by,
     loop_of_trial,
     send,
-    trial_prefix,
     value_of,
 )
+from sundog.runs.trial_kept import trial_prefix
 from sundog.runs.worker import FAULT, asked, work
 from sundog.spec.run import RunSpec
 from sundog.spec.sweep import SweepSpec

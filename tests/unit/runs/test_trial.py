@@ -10,7 +10,8 @@ from test_sweep_space import spec
 from toy import Toy
 
 from sundog.runs import trial as trials
-from sundog.runs.trial import Kept, run_trial, trial_prefix
+from sundog.runs.trial import run_trial
+from sundog.runs.trial_kept import Kept, trial_prefix
 from sundog.storage.root import open_root
 from sundog.storage.runs import new_run
 
