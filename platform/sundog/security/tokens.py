@@ -123,7 +123,9 @@ class TokenRing:
         listed = claims.get(self._oidc.claim, self._oidc.services)
         if isinstance(listed, str):
             listed = listed.split()
-        services = tuple(s for s in listed if isinstance(s, str))
+        # Anything else, null or a number, names no service.
+        named = listed if isinstance(listed, list | tuple) else ()
+        services = tuple(s for s in named if isinstance(s, str))
         subject = "".join(c for c in str(claims["sub"])[:64] if c.isalnum() or c in "-_.@|:")
         return subject, services, float(claims["exp"])
 

@@ -95,6 +95,12 @@ def test_claims_that_are_not_right(provider, claims, says):
     assert (verdict.status, says in verdict.message) == (401, True)
 
 
+@pytest.mark.parametrize("listed", [3, True, {"digits": 1}, [None, 3]])
+def test_a_claim_that_is_no_list_names_no_service(provider, listed):
+    token = provider.token(sundog_services=listed)
+    assert ask(ring(provider, services=["*"]), token).status == 403
+
+
 def test_forgeries(provider):
     made = ring(provider)
     good = provider.token()
