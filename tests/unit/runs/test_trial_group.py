@@ -120,8 +120,9 @@ class Loop:
 
 def reporter(channel):
     kept = SimpleNamespace(
-        refresh=lambda: None, improved=lambda value, mode: False, prefix="p", note=lambda *a: None
-    )
+        refresh=lambda: None, improved=lambda value, mode: False, prefix="p", note=lambda *a: None,
+        make_room=lambda step: None,
+    )  # fmt: skip
     saver = SimpleNamespace(_saved_step=3, offer=lambda loop, now: None, close=lambda: None)
     return trial_group.GroupReporter(spec(), kept, saver, channel)  # type: ignore[arg-type]
 
@@ -132,7 +133,7 @@ def test_the_first_worker_reports_and_all_wait_for_the_answer():
     for thread in threads:
         thread.start()
     while channel.read(trial_group._REPORT) is None:
-        pass
+        assert threads[0].is_alive()
     assert channel.read(trial_group._REPORT)["number"] == 2
     assert all(t.is_alive() for t in threads)
     channel.post(trial_group._ANSWER, {"number": 2})
