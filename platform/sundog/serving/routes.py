@@ -230,10 +230,16 @@ class Routes:
             return False
         self.snapshot = snapshot
         for name, document in snapshot["services"].items():
-            route = self.services.get(name)
-            if route is None:
-                route = self.services[name] = ServiceRoute(document)
-            self._update(route, document)
+            try:
+                route = self.services.get(name)
+                if route is None:
+                    route = self.services[name] = ServiceRoute(document)
+                self._update(route, document)
+            except (KeyError, TypeError, ValueError):
+                # Such as a route that a newer control describes: the others must not wait for it.
+                log.exception(
+                    "the new route of service %s is not understood, its old one stays", name
+                )
         for name in set(self.services) - set(snapshot["services"]):
             route = self.services.pop(name)
             for version in route.versions.values():

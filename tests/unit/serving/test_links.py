@@ -299,6 +299,26 @@ def test_routes_move_and_the_old_version_finishes(started):
     asyncio.run(main())
 
 
+def test_a_route_that_is_not_understood_holds_up_no_other_service(started, caplog):
+    async def main():
+        serve = Serve()
+        routes = Routes(serve.watch, None)
+        odd = service("1")
+        odd["versions"]["1"]["signature"] = {
+            "inputs": [{"name": "x", "datatype": "?", "shape": []}]
+        }
+        routes.apply(snapshot(1, a=odd, b={"service": "b"}, s=service("1")))
+        await asyncio.sleep(0)
+        serve.say("s--v1", started(2.0))
+        assert await ask(routes, [1.0, 1.0]) == [[2.0, 2.0]]
+        routes.apply(snapshot(2, s={**service("1"), "versions": {"1": {}}}))
+        assert await ask(routes, [1.0, 1.0]) == [[2.0, 2.0]], "the old one stays"
+        assert routes.version == (1, 2)
+        assert caplog.text.count("is not understood") == 3
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "noise",
     [b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64,
