@@ -12,10 +12,11 @@ def test_addresses():
     assert parse_address("http://127.0.0.1:8420") == ("127.0.0.1", 8420)
     assert parse_address("0.0.0.0:80") == ("0.0.0.0", 80)
     assert parse_address("http://[::1]:81") == ("::1", 81)
+    assert parse_address("https://h:1") == ("h", 1)
 
 
 @pytest.mark.parametrize(
-    "address", ["http://host", "http://:80", "https://h:1", "http://h:99999", ""]
+    "address", ["http://host", "http://:80", "ftp://h:1", "http://h:99999", ""]
 )
 def test_what_is_no_address_is_refused_with_the_fix(address):
     with pytest.raises(ServiceError, match="SUNDOG_GATEWAY="):
