@@ -10,7 +10,7 @@ import ssl
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_TIMEOUT_S = 10.0
 """How long the head of a request may take, from its first byte or from connecting."""
@@ -18,10 +18,50 @@ BODY_START_S = 30.0
 """How long the first byte of an announced body may take; what follows is the reader's to bound."""
 MAX_HEAD = 64 * 1024
 KEEP_ALIVE_S = 75
+MAX_JOINED = 64 * 1024
+"""Bytes of a body that are copied behind its head; larger ones are not copied."""
 _NO_BODY = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b'content-length: 33\r\n\r\n{"error":"the body did not come"}'
 )
+
+
+class _Joined:
+    """What uvicorn writes an answer to: its head leaves with the first of its body, since each write is
+    a system call, and wakes the client."""
+
+    __slots__ = ("_cycle", "_head", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle, transport: Any) -> None:
+        self._cycle = cycle
+        self._transport = transport
+        self._head: bytes | None = None
+        """None: not written yet; empty: it has left"""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            if len(data) > MAX_JOINED:
+                self._transport.writelines((head, data))
+            else:
+                self._transport.write(head + data)
+        elif self._head is None and self._cycle.response_started:
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """An answer that has no body, or breaks off before it, is its head."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return bool(self._transport.is_closing())
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -72,6 +112,16 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._slow is not None:
             self._slow.cancel()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # One at a time: those of a pipeline begin when the answer before them is complete.
+        self._answer = _Joined(cycle, self.transport)
+        cycle.transport = self._answer  # type: ignore[assignment]
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self._answer.flush()
+        super().on_response_complete()
 
     def _wait_for_body(self, unread: bool) -> None:
         self._slow = self.loop.call_later(self.body_start_s, self._end_without_body, unread)

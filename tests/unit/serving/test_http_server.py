@@ -51,6 +51,82 @@ async def talk(scenario):
             await task
 
 
+class Recorder:
+    """A transport that notes each write."""
+
+    def __init__(self, transport):
+        self.transport, self.writes = transport, []
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
+    def write(self, data):
+        self.writes.append(bytes(data))
+        self.transport.write(data)
+
+    def writelines(self, parts):
+        self.writes.append(b"".join(parts))
+        self.transport.writelines(parts)
+
+
+async def answers(scope, receive, send):
+    """The path says what: so many bytes, in parts, nothing, or a fault after the head."""
+    what = scope["path"][1:]
+    headers = [(b"content-length", what.encode())] if what.isdigit() else []
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if what == "breaks":
+        raise RuntimeError("after the head")
+    for _ in range(3 if what == "parts" else 0):
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+    body = b"x" * int(what) if what.isdigit() else b""
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "writes", "ends"),
+    [("GET", "/5", 1, b"\r\n\r\nxxxxx"), ("GET", "/200000", 1, b"\r\n\r\n" + b"x" * 200_000),
+     ("GET", "/0", 1, b"content-length: 0\r\n\r\n"), ("HEAD", "/5", 1, b"content-length: 5\r\n\r\n"),
+     ("GET", "/parts", 4, b"4\r\npart\r\n" * 3 + b"0\r\n\r\n"),
+     ("GET", "/breaks", 1, b"transfer-encoding: chunked\r\n\r\n")],
+)  # fmt: skip
+def test_an_answers_head_leaves_with_its_body(method, path, writes, ends):
+    made = []
+
+    class Recorded(GuardedProtocol):
+        def connection_made(self, transport):
+            made.append(Recorder(transport))
+            super().connection_made(made[0])
+
+    async def main():
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            server = build_server(answers, protocol=Recorded)
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            port = listener.getsockname()[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(1 if path == "/breaks" else 2):
+                writer.write(f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                async with asyncio.timeout(60):
+                    said = await reader.readuntil(ends)
+                assert said.startswith(b"HTTP/1.1 200")
+                assert len(made[0].writes) == writes
+                del made[0].writes[:]
+            writer.close()
+            server.should_exit = True
+            await task
+
+    asyncio.run(main())
+
+
+async def asks_whether_to_send(reader, writer):
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    writer.write(b"abcd")
+    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
 async def silent(reader, writer):
     assert await reader.read() == b""
 
@@ -135,6 +211,7 @@ async def has_a_body_behind_a_slow_request(reader, writer):
         announces_chunks,
         announces_a_second_body,
         has_a_body_behind_a_slow_request,
+        asks_whether_to_send,
         silent,
         drips,
         drips_a_second_request,
