@@ -167,6 +167,9 @@ def notice(scene: Scene) -> None:
     Gcs(scene.cluster.address).drain(second.node_id, time.time() + 30, "spot notice")
     drained = scene.until(lambda: scene.events("run.drained"))[0]
     print(drained)
+    [links] = scene.events("run.links")  # measured once, as the run began
+    assert links["nodes"] == 2
+    assert links["gbyte_s"] > 0
     assert drained["workers"] == [2, 1]
     assert drained["steps_back"] == 0
     assert {"parked", "formed", "stepped"} <= set(drained["stages"])

@@ -114,7 +114,7 @@ def run_loop(
     """
     from sundog.runs.exchange import PeerLost
 
-    loop, fault = SLOT.kept, ("", "")
+    loop, fault, fresh = SLOT.kept, ("", ""), SLOT.kept is None
     try:
         if loop is None:
             loop = build(config, spec, folder)
@@ -122,10 +122,11 @@ def run_loop(
     except SundogError as error:
         fault = (error.message, error.fix)
     # All ranks compare notes before the first collective that one of them would never reach.
-    told = exchange.gather((fault, _whereabouts()))
-    faults = [f for f, _ in told if f[0]]
+    told = exchange.gather((fault, _whereabouts(), fresh))
+    faults = [f for f, *_ in told if f[0]]
+    nodes = {where["node_id"] for _, where, _ in told}
     if loop is not None:
-        loop.tell.placed = [where for _, where in told]
+        loop.tell.placed = [where for _, where, _ in told]
     if faults or loop is None:
         return {
             "state": "failed",
@@ -135,6 +136,15 @@ def run_loop(
             "fix": faults[0][1],
         }
     try:
+        if len(nodes) > 1 and all(new for *_, new in told):
+            # A run begins: what its nodes' network is worth should be known before it is paid for.
+            links = exchange.probe(device_of(spec))
+            if exchange.rank == 0:
+                print(
+                    f"{len(nodes)} nodes swap gradients at {links.gbyte_s:g} GB/s, "
+                    f"{links.latency_ms:g} ms at least (all-reduce)", flush=True,
+                )  # fmt: skip
+                folder.event(telemetry.RUN_LINKS, nodes=len(nodes), **asdict(links))
         loop.join(exchange)
         if spec.profile and exchange.rank == 0 and loop.trace is None:
             from sundog.runs.profiling import Profiler

@@ -1,0 +1,54 @@
+"""Drills of whole nodes on a Ray of several: a notice, and kill -9 of a raylet, with their receipts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_runs_nodes import RECIPE, Scene
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+
+
+def test_a_node_s_drill_has_its_receipt(tmp_path: Path) -> None:
+    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    (tmp_path / "slow.py").write_text(RECIPE)
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], env=several, cwd=tmp_path,
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def drills(scene: Scene) -> None:
+    from sundog.clock import WALL
+    from sundog.runs import drill
+
+    scene.node()
+    scene.node()
+    scene.start(checkpoint={"every": 40, "keep": 2})
+    scene.working(2)
+    for fault, event in ((drill.NOTICE, "run.drained"), (drill.KILL_NODE, "run.recovered")):
+        target = drill.choose(scene.record(), fault)
+        since_s = WALL.now_s()
+        drill.strike(target, notice_s=20)
+        receipt = drill.watch(scene.run, target, since_s, timeout_s=120)
+        print("\n".join(receipt.lines), receipt.data)
+        assert receipt.event == event
+        assert receipt.workers == (2, 1)
+        assert (receipt.lost, receipt.duplicated) == (0, 0)
+        assert receipt.proven
+        assert receipt.steps_back <= (0 if fault == drill.NOTICE else 1)
+        scene.node()
+        scene.working(2)
+
+
+if __name__ == "__main__":
+    scene = Scene(Path(sys.argv[1]))
+    try:
+        drills(scene)
+    finally:
+        scene.close()
