@@ -94,3 +94,15 @@ class Hours(Spec):
     @property
     def _whole_day(self) -> bool:
         return (self.from_, self.to) == (0, _DAY_MIN)
+
+
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return ()
+    return [value] if isinstance(value, dict | Hours) else value
+
+
+AnyHours = Annotated[
+    tuple[Hours, ...], BeforeValidator(_as_list, json_schema_input_type=Hours | tuple[Hours, ...])
+]
+"""Several windows; one may stand without its list."""

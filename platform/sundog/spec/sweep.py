@@ -6,10 +6,10 @@ import math
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from sundog.spec.base import Name, Spec
-from sundog.spec.hours import Hours
+from sundog.spec.hours import AnyHours
 from sundog.spec.quantity import DurationS, Usd, UsdHour
 from sundog.spec.run import RegisterRule, RunSpec
 
@@ -204,7 +204,7 @@ class SweepSpec(Spec):
     warm_start: tuple[str, ...] = Field((), description="earlier sweeps (run ids) of this space")
     max_usd: Usd | None = Field(None, description="stops the sweep; it reports the best so far")
     max_time: DurationS | None = Field(None, description="of all submissions of this run together")
-    hours: tuple[Hours, ...] = Field(
+    hours: AnyHours = Field(
         (), description="when trials may run, such as the nights; outside of them the sweep pauses",
         examples=[{"from": "22:00", "to": "06:00", "zone": "Europe/Berlin", "days": "mon..fri"}],
     )  # fmt: skip
@@ -213,13 +213,6 @@ class SweepSpec(Spec):
         None, description="what an hour of a node costs that has no price of its own"
     )
     register_: RegisterRule | None = Field(None, alias="register")
-
-    @field_validator("hours", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        if value is None:
-            return ()
-        return [value] if isinstance(value, dict) else value
 
     @property
     def objectives(self) -> dict[str, Mode]:
