@@ -35,7 +35,8 @@ class Faults:
             fault = str(error)
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
-            log.exception("control failed at service %s", name)
+            if fault != before:  # not its stack trace every two seconds
+                log.exception("control failed at service %s", name)
         else:
             self._faults.pop(name, None)
             return
