@@ -175,8 +175,7 @@ class Journal:
 
     def spend(self, trials: Iterable[Trial], lasting: bool) -> None:
         """What these trials have cost. `lasting` goes into the journal; the rest replaces what was
-        said before, so that it can be said often on any root. All of the journal is in the root
-        when this returns."""
+        said before, so that it can be said often on any root."""
         some = list(trials)
         entry = {
             "what": "spent", "format": FORMAT, "elapsed_s": self.book.elapsed_s,
@@ -188,9 +187,9 @@ class Journal:
             self._file.append(text + b"\n")
         else:
             self._folder.root.write(spent_key(self._folder), text)
-        self.flush()
 
     def flush(self) -> None:
+        """All of the journal is in the root when this returns."""
         self._file.flush()
 
 

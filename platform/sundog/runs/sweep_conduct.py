@@ -191,7 +191,8 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._tick()
         more = {"diverged": True} if diverged else {}
         self._journal.write("state", trial=trial.name, state=state, why=why, **more)
-        self._write_spent(lasting=True)
+        self._journal.spend([trial], lasting=True)
+        self._journal.flush()
         self._live.discard(trial.name)
         self._tell_search(trial)
         self._folder.event(telemetry.TRIAL_FINISHED, **trial.row())
@@ -265,19 +266,24 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             if state and name in self._live and state != trial.state:
                 why = self._waits(name) if state == "paused" else ""
                 self._journal.write("state", trial=name, state=state, why=why)
+                if state == "paused":
+                    self._journal.spend([trial], lasting=True)
 
     def _waits(self, name: str) -> str:
         reasons = getattr(self.watched.inner, "reasons", {}) if self.watched else {}
         return str(reasons.get(name, "waits for others"))
 
-    def _write_spent(self, lasting: bool = False) -> None:
+    def _write_spent(self) -> None:
+        """What may grow until the next time; paused trials were written down when they paused."""
         self._written_s = self._clock.monotonic_s()
-        self._journal.spend([self.book.trials[n] for n in sorted(self._live)], lasting)
+        some = [self.book.trials[n] for n in sorted(self._live)]
+        self._journal.spend([t for t in some if t.state != "paused"], lasting=False)
+        self._journal.flush()
 
     def close(self) -> None:
         """Write down what is left to say; trials that were cut short wait for the next submission."""
         self._tick()
-        self._write_spent(lasting=True)
+        self._journal.spend([self.book.trials[n] for n in sorted(self._live)], lasting=True)
         for name in sorted(self._live):
             trial = self.book.trials[name]
             if trial.step >= trial.steps > 0:

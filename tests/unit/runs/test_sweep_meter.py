@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_sweep_space import spec
 
 from sundog.clock import ManualClock
-from sundog.runs.sweep_book import Book, Journal, Trial, key, read
+from sundog.runs.sweep_book import Book, Journal, Trial, key, read, spent_key
 from sundog.runs.sweep_conduct import Conductor, objectives
 from sundog.runs.sweep_meter import Meter
 from sundog.runs.sweep_purse import Purse, Rates, charge, forecast
@@ -189,6 +189,27 @@ def test_a_killed_driver_forgets_two_seconds_of_spending_whatever_the_root(folde
     conductor._end(conductor.book.trials[busy.names[0]], "finished", "all its steps")
     assert read(folder).trials[busy.names[0]].ended
     assert held.parts < 60  # no more than were asked for, far fewer than lines
+
+
+def test_what_a_paused_trial_cost_is_written_once(folder):
+    """A thousand of them must not be written again every two seconds."""
+    clock = ManualClock(1000.0)
+    price(folder, "n1", (0.0, 4.0))
+    conductor, busy = conducted(folder, clock, {"n1": FOUR})
+    busy.names = [conductor.following().trial_id, conductor.following().trial_id]
+    paused, running = busy.names
+    status = {paused: "RUNNING", running: "RUNNING"}
+    busy.statuses = lambda: dict(status)
+    for step in range(40):
+        clock.advance(0.5)
+        conductor.on_step_end(0, [])
+        if step == 9:
+            status[paused] = "PAUSED"
+    assert list(json.loads(folder.root.read(spent_key(folder)))["trials"]) == [running]
+    found = read(folder).trials
+    assert found[paused].state == "paused"
+    assert found[paused].usd == conductor.book.trials[paused].usd
+    assert found[running].node_s == pytest.approx(20, abs=2.1)
 
 
 class Gathers:
