@@ -72,7 +72,7 @@ def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
         begun = pin(folder.root, spec.run.init_from, before.get("init_from"))
         folder.update(
             data=data, init_from=begun, spec=spec.model_dump(mode="json"), search=sweep_space.identity(spec),
-            ended_by=None,
+            ended_by=None, paused_until_s=None,
         )  # fmt: skip
         place.check_reach(folder.root)
         place.check_fit(spec.run.workers.low, _need(spec))
