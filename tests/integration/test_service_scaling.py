@@ -91,7 +91,7 @@ def test_a_profile_finds_the_time_of_a_call_and_is_kept_beside_the_version(servi
         "service", "profile", "scaled", "--from", "2", "--to", "3", "--step", "2",
         "--slo", "20ms", "--yes", code=1,
     )  # fmt: skip
-    assert "even on an idle replica" in never
+    assert "meets 20 ms" in never
     assert httpx.get(f"{service.gateway}/v2/models/scaled/ready", trust_env=False).is_success
 
 
