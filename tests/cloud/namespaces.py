@@ -46,7 +46,7 @@ SSHD = """
 Port 22
 ListenAddress {ip}
 HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/key.pub
+AuthorizedKeysFile {folder}/key.pub {folder}/pushed.pub
 StrictModes no
 UsePAM no
 PermitRootLogin yes
@@ -104,7 +104,7 @@ class Cloud:
         port_file = self.folder / "port"
         self._server = subprocess.Popen(
             [sys.executable, str(HERE / "scripted_ec2.py"), "--host", f"{self.net}.0.1",
-             "--port-file", str(port_file)],
+             "--port-file", str(port_file), "--keys", str(self.folder / "pushed.pub")],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + 90

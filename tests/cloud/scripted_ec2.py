@@ -52,8 +52,8 @@ class Script:
 
 
 class ScriptedEc2:
-    def __init__(self, app: Wsgi) -> None:
-        self.app = app
+    def __init__(self, app: Wsgi, keys: Path | None = None) -> None:
+        self.app, self.keys = app, keys
         self.script = Script()
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -64,12 +64,21 @@ class ScriptedEc2:
         if path == "/__calls__":
             return _json(start, self.script.calls)
         body = _body(environ)
+        if "SendSSHPublicKey" in environ.get("HTTP_X_AMZ_TARGET", ""):
+            return self._push(json.loads(body), start)
         form = {k: v[0] for k, v in parse_qs(body.decode("latin1")).items()}
         if form.get("Action") != "RunInstances":
             if form.get("Action") and self.script.latency_s:
                 time.sleep(self.script.latency_s)
             return self.app(environ, start)
         return self._run(form, environ, start)
+
+    def _push(self, asked: dict[str, str], start: Callable[..., Any]) -> Iterable[bytes]:
+        """Instance Connect: the key opens the machines of this cloud (EC2: one, for a minute)."""
+        if self.keys is not None:
+            with self.keys.open("a") as file:
+                file.write(asked["SSHPublicKey"] + "\n")
+        return _json(start, {"RequestId": uuid.uuid4().hex, "Success": True})
 
     def _set(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         new = json.loads(_body(environ) or b"{}")
@@ -158,8 +167,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--port-file", type=Path)
+    parser.add_argument("--keys", type=Path, help="where keys pushed by Instance Connect go")
     arguments = parser.parse_args()
-    app = ScriptedEc2(DomainDispatcherApplication(create_backend_app))
+    app = ScriptedEc2(DomainDispatcherApplication(create_backend_app), arguments.keys)
     server = make_server(arguments.host, arguments.port, app, threaded=True)
     if arguments.port_file:
         part = arguments.port_file.with_suffix(".part")
