@@ -206,7 +206,7 @@ def test_what_cannot_work_says_so(local_ray, folder, root, changes, says):
     "changes",
     [
         pytest.param(
-            {"scheduler": {"asha": {"grace": 1, "eta": 2, "brackets": 2}}},
+            {"scheduler": {"asha": {"grace": 1, "eta": 2}}},
             id="asha",
             marks=pytest.mark.slow,
         ),
@@ -223,7 +223,10 @@ def test_what_cannot_work_says_so(local_ray, folder, root, changes, says):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"searcher": {"optuna": {"startup": 2, "sampler": "gp"}}, "scheduler": "asha"},
+            {
+                "searcher": {"optuna": {"startup": 2, "sampler": "gp"}},
+                "scheduler": {"asha": {"brackets": 2}},
+            },
             id="gp",
             marks=pytest.mark.long,
         ),
