@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sundog import telemetry
 from sundog.errors import Conflict, RunError
+from sundog.runs.driver import say
 from sundog.runs.recipe import blamed
 from sundog.spec.run import RegisterRule
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from sundog.runs.checkpoint import Checkpoint
     from sundog.storage.models import ModelVersion, Registry
     from sundog.storage.root import Root
+    from sundog.storage.runs import RunFolder
 
 
 def register(
@@ -43,6 +46,23 @@ def register(
         version = _export(registry, rule.as_, recipe, checkpoint, metrics, lineage)
     alias, moved = _point(registry, rule, version)
     return version, alias, f"{why}{moved}"
+
+
+def announced(
+    folder: RunFolder,
+    rule: RegisterRule,
+    registered: tuple[ModelVersion | None, str | None, str],
+    origin: str = "",
+) -> ModelVersion | None:
+    """Say in the run's log what `register` has come to. `origin`: of what, ` from trial-003`."""
+    version, alias, why = registered
+    if version is None:
+        say(folder, f"not registered as {rule.as_}: {why}")
+        return None
+    named = f" ({alias})" if alias else ""
+    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=alias)
+    say(folder, f"registered {version.ref}{named}{origin} · {why}")
+    return version
 
 
 def _registered_before(

@@ -349,7 +349,7 @@ def register_best(
     spec: SweepSpec, folder: RunFolder, data: str | None, best: Trial
 ) -> ModelVersion | None:
     """The trial's best state as a new version, by the spec's register rule; None: not good enough."""
-    from sundog.runs.register import register
+    from sundog.runs.register import announced, register
 
     if spec.register_ is None:
         return None
@@ -358,18 +358,12 @@ def register_best(
     checkpoint = Kept(folder.root, trial_prefix(folder.run_id, best.name)).best_checkpoint()
     if checkpoint is None:
         raise RunError(f"{best.name} left no good checkpoint to register", "run the sweep again")
-    version, alias, why = register(
+    registered = register(
         folder.root, spec.register_, recipe, checkpoint, best.metrics,
         lineage(data=data, run_id=folder.run_id, spec=run, trial=best.name, params=best.shown,
                 step=checkpoint.step),
     )  # fmt: skip
-    if version is None:
-        say(folder, f"not registered as {spec.register_.as_}: {why}")
-        return None
-    named = f" ({alias})" if alias else ""
-    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=alias)
-    say(folder, f"registered {version.ref}{named} from {best.name} · {why}")
-    return version
+    return announced(folder, spec.register_, registered, f" from {best.name}")
 
 
 def already_swept(spec: SweepSpec, folder: RunFolder) -> str | None:

@@ -273,7 +273,7 @@ def _lost(spec: RunSpec, folder: RunFolder, error: Exception) -> RunError:
 def _register(
     spec: RunSpec, folder: RunFolder, data: str | None, recipe: Any, metrics: dict[str, float]
 ) -> ModelVersion | None:
-    from sundog.runs.register import register
+    from sundog.runs.register import announced, register
 
     if spec.register_ is None:
         return None
@@ -288,20 +288,14 @@ def _register(
         metrics = dict(best.about["metrics"])
     if checkpoint is None:
         raise RunError(f"{folder.run_id} has no good checkpoint to register", "train it again")
-    version, alias, why = register(
+    registered = register(
         folder.root, spec.register_, recipe, checkpoint, metrics,
         lineage(
             data=data, run_id=folder.run_id, spec=spec, step=checkpoint.step,
             init_from=folder.record().get("init_from"),
         ),
     )  # fmt: skip
-    if version is None:
-        say(folder, f"not registered as {spec.register_.as_}: {why}")
-        return None
-    named = f" ({alias})" if alias else ""
-    folder.event(telemetry.RUN_REGISTERED, model=version.ref, alias=alias)
-    say(folder, f"registered {version.ref}{named} · {why}")
-    return version
+    return announced(folder, spec.register_, registered)
 
 
 def already_ended(folder: RunFolder) -> str | None:
