@@ -11,9 +11,12 @@ import pytest
 import s3server
 import yaml
 from test_runs_train import BIN, REPO, folder, submit  # noqa: F401
+from test_sweep_life import wait_for_reports
 
+from sundog.runs import sweep_book
 from sundog.storage.models import Registry
 from sundog.storage.root import open_root
+from sundog.storage.runs import RunFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -126,3 +129,44 @@ def test_what_is_no_sweep_is_named(sundog):
     assert missing.returncode != 0
     assert "nothing-1" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+def test_a_pause_by_hand_goes_on_with_the_same_trials(local_ray, folder, away, monkeypatch):  # noqa: F811
+    """`sundog runs cancel`, then the same id again: on S3, whose journal gathers its lines."""
+    (folder / "climbs.py").write_text(
+        "import time\n"
+        "def climb(params, report):\n"
+        "    for number in range(int(report.state or 0), 8):\n"
+        "        time.sleep(1)\n"
+        "        report({'score': params['x'] * number}, state=str(number + 1).encode())\n"
+    )
+    spec = {
+        "sweep": "byhand", "metric": "score", "trials": 4, "concurrent": 2, "max_usd": 1,
+        "usd_node_hour": 1, "run": {"run": "climb", "recipe": "climbs:climb", "steps": 8},
+        "space": {"x": {"uniform": [0.0, 1.0]}},
+    }  # fmt: skip
+    (folder / "byhand.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    for name, value in away.items():
+        monkeypatch.setenv(name, value)
+    run = RunFolder(open_root(away["SUNDOG_ROOT"]), "byhand-1")
+    more = ["--runtime-env-json", json.dumps({"env_vars": away})]
+    entry = "python jobs/sweep.py byhand.yaml --run-id byhand-1"
+    code, text = submit(local_ray, folder, entry, "--no-wait", *more)
+    assert code == 0, text
+    wait_for_reports(run.root, "byhand-1", 5)
+    paused = subprocess.run(
+        [BIN / "sundog", "runs", "cancel", "byhand-1", "--yes"], cwd=folder, capture_output=True,
+        text=True, env=local_ray.environment() | away, timeout=300, check=False,
+    )  # fmt: skip
+    assert paused.returncode == 0, paused.stderr
+    assert run.record()["state"] == "cancelled"
+    before = sweep_book.read(run)
+    assert (before.usd or 0) > 0
+    code, text = submit(local_ray, folder, entry, *more)
+    assert code == 0, text
+    assert "going on" in text
+    after = sweep_book.read(run)
+    assert [t.state for t in after.trials.values()] == ["finished"] * 4
+    assert all(after.trials[n].params == t.params for n, t in before.trials.items())
+    assert all([n for n, _ in t.reports] == list(range(1, 9)) for t in after.trials.values())
+    assert (after.usd or 0) > (before.usd or 0)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sundog import telemetry
 from sundog.errors import RunCancelled, RunError, SpecError, SundogError
 from sundog.runs import place, sweep_book, sweep_space
 from sundog.runs.driver import driving, interruptible, say
