@@ -373,7 +373,7 @@ def test_a_spec_right_after_sweep_is_submitted(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_it_runs_in_its_hours_only(local_ray, folder, root):
+def test_it_runs_in_its_hours_only(local_ray, folder, root, request):
     """Two windows with a minute between them: the first ends while trials run."""
     from datetime import UTC, datetime, timedelta
 
@@ -387,6 +387,7 @@ def test_it_runs_in_its_hours_only(local_ray, folder, root):
         space={"x": {"uniform": [0.0, 1.0]}, "pace": {"choice": [4]}},
     )  # fmt: skip
     driver = drive(local_ray, folder, spec, "nightly-1")
+    request.addfinalizer(driver.kill)
     run = RunFolder(root, "nightly-1")
 
     def paused() -> bool:
