@@ -283,7 +283,9 @@ def read(root: Root, service: str, limit: int = 100, since_s: float = 0.0) -> li
         if len(rows) >= limit or entry.modified_s < since_s:
             break
         if entry.key.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(root.read(entry.key)))
+            # In this thread: one of Arrow's that lets go of a Python object while Python ends aborts.
+            source = pa.BufferReader(root.read(entry.key))
+            table = pq.ParquetFile(source).read(use_threads=False)
             _check_format(table, entry.key)
             rows += [r for r in _rows(table, service) if r["at_s"] >= since_s]
     return sorted(rows, key=lambda r: -r["at_s"])[:limit]
