@@ -124,6 +124,6 @@ def test_an_upstream_is_asked_with_our_limits_and_without_our_token(world):
     text = httpx.get(
         url(ray, "/metrics"), headers={"authorization": f"Bearer {token}"}, trust_env=False
     ).text
-    assert 'sundog_gateway_tokens_total{service="chat",key="jwt:ann",kind="input"} 7' in text
+    assert 'sundog_gateway_tokens_total{service="chat",key="jwt",kind="input"} 7' in text
     paths = httpx.get(url(ray, "/openapi.json"), trust_env=False).json()["paths"]
     assert "/v1/chat/completions" in paths
