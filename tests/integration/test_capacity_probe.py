@@ -6,15 +6,14 @@ The cluster lives in a child process: Ray reads its token mode once, when it is 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from several_nodes import run_alone
 
-from sundog.capacity.probe import bus_gbyte_s, members
+from sundog.capacity.probe import members
 from sundog.errors import ClusterError
+from sundog.rayapi.links import bus_gbyte_s
 
 
 def node(pool: str, alive: bool = True) -> dict[str, Any]:
@@ -36,19 +35,14 @@ def test_bandwidth_is_counted_as_nccl_tests_do() -> None:
 
 @pytest.mark.slow
 def test_two_real_nodes_are_measured_over_their_network() -> None:
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
-    done = subprocess.run(
-        [sys.executable, __file__], env=several, capture_output=True, text=True, timeout=200,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    line = next(x for x in done.stdout.splitlines() if x.startswith("FOUND "))
+    said = run_alone(__file__, limit_s=200)
+    line = next(x for x in said.splitlines() if x.startswith("FOUND "))
     found = json.loads(line.removeprefix("FOUND "))
     assert (found["pool"], found["nodes"], found["backend"]) == ("gang", 2, "gloo")
     assert found["zones"] == ["z1", "z2"]
     assert found["bus_gbyte_s"] > 0
     assert found["latency_ms"] > 0
-    assert "REFUSED pool 'lonely' has 0 live nodes" in done.stdout
+    assert "REFUSED pool 'lonely' has 0 live nodes" in said
 
 
 def main() -> None:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 
 import pytest
+from several_nodes import run_alone
 
 pytestmark = pytest.mark.slow
 MEMORY = 128 * 2**20
 
 
 def test_the_room_of_a_spare_is_elsewhere_and_free_again(tmp_path):
-    # Ray's switch that keeps it on loopback, which other tests use, forbids a second node.
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
-    done = subprocess.run(
-        [sys.executable, __file__], env=several, cwd=tmp_path,
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run_alone(__file__, str(tmp_path), limit_s=240)
 
 
 def main() -> None:

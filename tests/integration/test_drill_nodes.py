@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from several_nodes import run_alone
 from test_runs_nodes import RECIPE, Scene
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 def test_a_node_s_drill_has_its_receipt(tmp_path: Path) -> None:
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     (tmp_path / "slow.py").write_text(RECIPE)
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=several, cwd=tmp_path,
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run_alone(__file__, str(tmp_path), limit_s=400)
 
 
 def drills(scene: Scene) -> None:

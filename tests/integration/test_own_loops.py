@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from several_nodes import run_alone
 
 pytestmark = pytest.mark.timeout(600)
 REPO = Path(__file__).parents[2]
@@ -138,13 +138,7 @@ def cluster_scenario(folder: Path) -> None:
 
 @pytest.mark.long
 def test_a_notice_moves_the_script_to_another_node(tmp_path):
-    # Ray's switch that keeps it on loopback also forbids a second node.
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=several,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_alone(__file__, str(tmp_path), limit_s=300)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from several_nodes import run_alone
+
 NOTICE = {"answer": (404, "")}
 
 
@@ -79,13 +81,7 @@ def until(what: Callable[[], bool], limit_s: float = 60.0) -> None:
 
 
 def test_a_notice_drains_the_node_and_the_task_on_it_finishes(tmp_path: Path) -> None:
-    # Ray's switch that keeps it on loopback also forbids a second node.
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=several,
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_alone(__file__, str(tmp_path), limit_s=200)
 
 
 def scenario(address: str, metadata: str, folder: Path) -> None:

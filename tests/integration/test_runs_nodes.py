@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from several_nodes import run_alone
 
 pytestmark = pytest.mark.timeout(600)
 MEMORY = 128 * 2**20
@@ -54,14 +54,9 @@ class Slow(Recipe):
     ],
 )
 def test_nodes(tmp_path: Path, name: str) -> None:
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     # A worker on a node of the cluster must find its way to the recipe's module.
     (tmp_path / "slow.py").write_text(RECIPE)
-    done = subprocess.run(
-        [sys.executable, __file__, name, str(tmp_path)], env=several, cwd=tmp_path,
-        capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run_alone(__file__, name, str(tmp_path))
 
 
 class Scene:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from several_nodes import run_alone
 
 pytestmark = pytest.mark.timeout(600)
 MEMORY = 128 * 2**20
@@ -40,14 +41,9 @@ SPEC = {
     [pytest.param("node", marks=pytest.mark.slow), pytest.param("head", marks=pytest.mark.long)],
 )
 def test_a_lost(tmp_path: Path, name: str) -> None:
-    several = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     (tmp_path / "trials.py").write_text(TRIALS)
     (tmp_path / "nodes.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
-    done = subprocess.run(
-        [sys.executable, __file__, name, str(tmp_path)], env=several, cwd=tmp_path,
-        capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run_alone(__file__, name, str(tmp_path))
 
 
 class Scene:

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import os
 import socket
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sundog.errors import ClusterError
+from sundog.rayapi.links import SMALL_BYTES, bus_gbyte_s, median_s
 
 BYTES = 64 * 2**20
-SMALL_BYTES = 4
-WARM_UPS, ROUNDS = 2, 5
 LIMIT_S = 120.0
 POOL_LABEL, ZONE_LABEL = "sundog.pool", "ray.io/availability-zone"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`bus_gbyte_s` is 2(n-1)/n × size ÷ the slowest rank's median time, as nccl-tests count it."""
+    """`bus_gbyte_s` is that of the slowest rank's median time."""
 
     pool: str
     nodes: int
@@ -37,11 +34,6 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def bus_gbyte_s(nodes: int, size_bytes: int, seconds: float) -> float:
-    """Bandwidth of the slowest link that an all-reduce of this size and time implies."""
-    return 2 * (nodes - 1) / nodes * size_bytes / seconds / 1e9
 
 
 def members(nodes: Sequence[dict[str, Any]], pool: str, most: int | None) -> list[dict[str, Any]]:
@@ -94,26 +86,10 @@ class Rank:
             world_size=world, timeout=timedelta(seconds=LIMIT_S / 2),
         )  # fmt: skip
         try:
-            return _median_s(size_bytes, gpu), _median_s(SMALL_BYTES, gpu)
+            device = "cuda" if gpu else "cpu"
+            return median_s(size_bytes, device), median_s(SMALL_BYTES, device)
         finally:
             dist.destroy_process_group()
-
-
-def _median_s(size_bytes: int, gpu: bool) -> float:
-    import torch
-    import torch.distributed as dist
-
-    data = torch.zeros(size_bytes // 4, device="cuda" if gpu else "cpu")
-    took = []
-    for number in range(WARM_UPS + ROUNDS):
-        dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(data)
-        if gpu:
-            torch.cuda.synchronize()
-        if number >= WARM_UPS:
-            took.append(time.perf_counter() - start)
-    return statistics.median(took)
 
 
 def probe(

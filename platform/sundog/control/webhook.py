@@ -13,16 +13,15 @@ from typing import Any
 
 import httpx
 
-from sundog.clock import WALL, Clock
+from sundog import hooks
+from sundog.clock import Clock
 from sundog.store import Lease, Store
 
 FORMAT = 1
-TRIES = 3
 AGAIN_S = 60.0
 """After three tries in vain the URL is left alone for so long."""
 GIVE_UP_S = 24 * 3600.0
 KIND = "webhooks"
-_TIMEOUT_S = 5.0
 
 log = logging.getLogger("sundog.control")
 
@@ -34,30 +33,15 @@ class Delivery:
     fault: str | None = None
 
 
-def post(url: str, news: dict[str, Any]) -> Delivery:
-    """POST `news` as JSON in a thread, up to three times."""
+def send(url: str, news: dict[str, Any]) -> Delivery:
+    """Begin to post `news`, in a thread."""
     delivery = Delivery()
-    threading.Thread(
-        target=_post, args=(url, news, delivery), name="sundog-webhook", daemon=True
-    ).start()
+
+    def work() -> None:
+        delivery.fault = hooks.post(url, news)
+
+    threading.Thread(target=work, name="sundog-webhook", daemon=True).start()
     return delivery
-
-
-def _post(url: str, news: dict[str, Any], delivery: Delivery) -> None:
-    fault = ""
-    for attempt in range(TRIES):
-        try:
-            answer = httpx.post(url, json=news, timeout=_TIMEOUT_S)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            fault = f"{type(error).__name__}: {error}"
-        else:
-            if answer.status_code < 400:
-                delivery.fault = ""
-                return
-            fault = f"it answers {answer.status_code}"
-        if attempt + 1 < TRIES:
-            WALL.sleep(2.0**attempt)
-    delivery.fault = fault
 
 
 @dataclass
@@ -70,19 +54,19 @@ class _Owed:
 
 
 class Outbox:
-    """Thread-safe. `send` begins one delivery; see `post`."""
+    """Thread-safe. `begin` begins one delivery, as `send` does."""
 
     def __init__(
         self,
         store: Store,
         lease: Lease,
         clock: Clock,
-        send: Callable[[str, dict[str, Any]], Delivery] = post,
+        begin: Callable[[str, dict[str, Any]], Delivery] = send,
     ) -> None:
         self._store = store
         self._lease = lease
         self._clock = clock
-        self._send = send
+        self._begin = begin
         self._lock = threading.Lock()
         self._number, body = store.snapshot(KIND)
         self._owed = {
@@ -111,7 +95,7 @@ class Outbox:
         """Whether there is nothing more to do for it."""
         if owed.delivery is None:
             if now_s >= owed.again_s:
-                owed.delivery = self._send(owed.url, owed.news)
+                owed.delivery = self._begin(owed.url, owed.news)
             return False
         fault = owed.delivery.fault
         if not fault:

@@ -24,7 +24,6 @@ class DeploymentView:
     status: str
     message: str
     user_config: Any
-    replicas_running: int
     replicas_wanted: int
     replica_ids: frozenset[str] = frozenset()
     """Of those that run."""
@@ -121,7 +120,6 @@ def _deployment(details: Mapping[str, Any]) -> DeploymentView:
         _word(details["status"]),
         details["message"],
         details["deployment_config"].get("user_config"),
-        len(running),
         details["target_num_replicas"],
         running,
         {r: node for r, node in nodes.items() if states[r] not in ("STOPPING", "STOPPED")},

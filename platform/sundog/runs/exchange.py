@@ -6,7 +6,6 @@ Moves tensors over a torch process group, or over nothing when a worker is alone
 from __future__ import annotations
 
 import pickle
-import statistics
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.distributed as dist
 
-from sundog.clock import WALL
 from sundog.errors import RunError, first_line
+from sundog.rayapi.links import SMALL_BYTES, bus_gbyte_s, median_s
 from sundog.runs.reduction import Node, add_up, partials
 from sundog.runs.sampler import share
 
@@ -28,13 +27,12 @@ _DIGITS = 4 * HEADER  # of 16 bits each, which a float32 holds exactly
 
 
 PROBE_BYTES = 16 * 2**20
-_PROBES = 3
 
 
 @dataclass(frozen=True)
 class Links:
-    """What swapping gradients takes here. `gbyte_s` as nccl-tests count an all-reduce: 2(n-1)/n ×
-    size ÷ time of the slowest; `latency_ms` of a tiny one."""
+    """What swapping gradients takes here: `gbyte_s` as `bus_gbyte_s` of the slowest member, `latency_ms`
+    of a tiny all-reduce."""
 
     gbyte_s: float
     latency_ms: float
@@ -139,25 +137,16 @@ class Group:
             raise self._lost(error) from error
 
     def probe(self, device: str) -> Links:
-        """Measure it, on a tensor of `device`. Takes a moment where links are as they should be."""
+        """Measure it, on tensors of `device`. PeerLost."""
         try:
-            large, tiny = (self._median_s(size, device) for size in (PROBE_BYTES, 4))
+            large, tiny = (
+                median_s(size, device, self._group) for size in (PROBE_BYTES, SMALL_BYTES)
+            )
         except RuntimeError as error:
             raise self._lost(error) from error
         slowest, late = (max(times) for times in zip(*self.gather((large, tiny)), strict=True))
-        share = 2 * (self.world - 1) / self.world
-        return Links(round(share * PROBE_BYTES / slowest / 1e9, 3), round(1000 * late, 3))
-
-    def _median_s(self, size: int, device: str) -> float:
-        data, took = torch.zeros(size // 4, device=device), []
-        for _ in range(1 + _PROBES):
-            dist.barrier(group=self._group)
-            began_s = WALL.monotonic_s()
-            dist.all_reduce(data, group=self._group)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            took.append(WALL.monotonic_s() - began_s)
-        return statistics.median(took[1:])  # the first one also opens the connections
+        gbyte_s = bus_gbyte_s(self.world, PROBE_BYTES, slowest)
+        return Links(round(gbyte_s, 3), round(1000 * late, 3))
 
     def leave(self) -> None:
         """Close the connections: whoever still waits for us hears of it at once."""

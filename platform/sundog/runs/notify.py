@@ -12,11 +12,10 @@ from typing import Any
 
 from sundog.clock import WALL, Clock
 from sundog.errors import RunBusy, SundogError
+from sundog.hooks import post
 from sundog.runs.driver import say
 from sundog.storage.runs import ENDED, RunFolder
 
-_TRIES = 3
-_TIMEOUT_S = 5.0
 _TOLD = (
     "run_id", "kind", "state", "message", "step", "steps", "loss", "metrics", "model", "data",
     "goodput", "node_hours", "usd", "started_s", "ended_s",
@@ -50,8 +49,6 @@ def message(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tell(folder: RunFolder, webhook: str | None, clock: Clock) -> None:
-    import httpx
-
     if webhook is None:
         return
     with suppress(SundogError):
@@ -59,16 +56,6 @@ def _tell(folder: RunFolder, webhook: str | None, clock: Clock) -> None:
         if record.get("state") not in ENDED:
             return
         address = os.environ.get(webhook[4:], "") if webhook.startswith("env:") else webhook
-        why = f"{webhook} is not set"
-        for attempt in range(_TRIES if address else 0):
-            if attempt:
-                clock.sleep(attempt)
-            try:
-                answer = httpx.post(address, json=message(record), timeout=_TIMEOUT_S)
-                if answer.is_success:
-                    return
-                why = f"it answered {answer.status_code}"
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                why = type(error).__name__
-        # Never the address: it may hold a secret.
-        say(folder, f"the webhook was not told that {folder.run_id} {record['state']}: {why}")
+        why = post(address, message(record), clock) if address else f"{webhook} is not set"
+        if why:
+            say(folder, f"the webhook was not told that {folder.run_id} {record['state']}: {why}")

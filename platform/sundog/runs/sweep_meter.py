@@ -27,9 +27,8 @@ class Meter:
         self._owed: dict[tuple[str, str], float] = {}  # (trial, node) -> its node-hours
         self._without_s: dict[str, float] = {}  # node -> how long it was used without a price
         self._dearest: float | None = rates.fallback
-        if (
-            rates.fallback is not None
-        ):  # now it is said what such nodes of earlier drivers are worth
+        if rates.fallback is not None:
+            # Now it is said what such nodes of earlier drivers are worth.
             for trial in book.trials.values():
                 pay(trial, trial.unpriced_hours, rates.fallback)
 

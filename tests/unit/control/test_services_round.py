@@ -33,7 +33,7 @@ class Serve:
     def anchor(self, name, **spec):
         document = {"service": name, "model": "m@champion", **spec}
         user = {"spec": ServiceSpec.model_validate(document).model_dump(mode="json")}
-        view = DeploymentView("HEALTHY", "", user, 0, 0)
+        view = DeploymentView("HEALTHY", "", user, 0)
         self.apps[name] = AppView(name, "RUNNING", "", {ANCHOR: view})
 
     def deploy(self, apps):
@@ -47,7 +47,7 @@ class Serve:
         def make(name):
             ids = [f"{name}#{i}" for i in range(replicas)]
             view = DeploymentView(
-                "HEALTHY", "", user, replicas, replicas, frozenset(ids), dict.fromkeys(ids, "n")
+                "HEALTHY", "", user, replicas, frozenset(ids), dict.fromkeys(ids, "n")
             )
             return AppView(name, "RUNNING", "", {"Model": view})
 
@@ -55,7 +55,7 @@ class Serve:
 
     def gateway(self, address, gateways):
         user = {"address": address, "gateways": gateways}
-        view = DeploymentView("HEALTHY", "", user, 1, 1)
+        view = DeploymentView("HEALTHY", "", user, 1)
         return lambda name: AppView(name, "RUNNING", "", {"Gateway": view})
 
     def replicas(self, app):

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from sundog.clock import ManualClock
-from sundog.control.webhook import AGAIN_S, GIVE_UP_S, Delivery, Outbox, post
+from sundog.control.webhook import AGAIN_S, GIVE_UP_S, Delivery, Outbox, send
 from sundog.errors import LeaseLost
 from sundog.store import open_store
 
@@ -87,14 +87,14 @@ def test_a_real_server_gets_the_document_and_one_that_refuses_is_a_fault(monkeyp
         def log_message(self, *words):
             pass
 
-    monkeypatch.setattr("sundog.control.webhook.WALL.sleep", lambda s: None)
+    monkeypatch.setattr("sundog.hooks.WALL.sleep", lambda s: None)
     server = HTTPServer(("127.0.0.1", 0), Hook)
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/hook"
-        for fault in ("", "it answers 500"):
-            delivery = post(url, {"service": "s"})
+        for fault in ("", "it answered 500"):
+            delivery = send(url, {"service": "s"})
             waited = threading.Event()
             for _ in range(6000):
                 if delivery.fault is not None:

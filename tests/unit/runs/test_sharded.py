@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing as mp
 import shutil
+import socket
 import tempfile
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from toy import Toy, toy_spec
 
-from sundog.errors import RunError
+from sundog.errors import RunError, StorageUnavailable
 from sundog.runs.checkpoint import Checkpoints
-from sundog.runs.exchange import Alone
+from sundog.runs.exchange import Alone, Group
 from sundog.runs.interval import Cadence
 from sundog.runs.loop import HANDOVER, Loop
 from sundog.runs.processes import Job, LocalGroup
@@ -93,6 +97,52 @@ def test_a_full_scratch_disk_ends_the_run_with_its_reason(tmp_path, monkeypatch)
     monkeypatch.setattr(loop.saver, "_stage", gone)
     with pytest.raises(RunError, match=r"checkpoint of step 5 could not be written: FileNotFound"):
         loop.run()
+
+
+def save_where_one_cannot(rank, port, root, out):
+    """A worker of two; the second one's storage refuses."""
+    store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    spec = toy_spec(steps=STEPS, checkpoint={"every": 5, "keep": 9}, **FSDP)
+    loop = Loop(spec, Toy())
+    loop.saver = ShardedSaver(open_root(root), "runs/r", keep=2, cadence=Cadence(5))
+    loop.join(Group(exact=False))
+    if rank:
+
+        def refuse(step, parts):
+            raise StorageUnavailable("the disk is full", "make room")
+
+        loop.saver.checkpoints.put = refuse
+    try:
+        outcome = loop.run()
+        out.put((rank, outcome.why))
+    except StorageUnavailable as error:
+        out.put((rank, error.message))
+
+
+def test_a_worker_that_cannot_write_its_shards_keeps_nobody_waiting(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    out = context.Queue()
+    workers = [
+        context.Process(
+            target=save_where_one_cannot, args=(r, port, str(tmp_path), out), daemon=True
+        )
+        for r in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    told = dict(out.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(30)
+        worker.kill()
+    assert set(told) == {0, 1}
+    assert all("the disk is full" in why for why in told.values()), told
+    assert Checkpoints(open_root(str(tmp_path)), "runs/r/checkpoints").latest() is None
 
 
 def test_one_worker_alone_saves_and_goes_on_as_any_number(tmp_path):
