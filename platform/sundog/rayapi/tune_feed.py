@@ -1,7 +1,8 @@
 """Trials for Ray Tune with ids of our own, which its public searchers cannot give.
 
 A `SearchAlgorithm` that hands out what it is given; a searcher would be wrapped by Tune, which then
-draws the ids and refuses population-based training. Private: `config_parser` builds the `Trial`.
+draws the ids and refuses population-based training. Private: `config_parser` builds the `Trial`, whose
+`run_metadata` keeps the last values of every metric.
 """
 
 from __future__ import annotations
@@ -59,3 +60,9 @@ class Feed(SearchAlgorithm):
 
     def is_finished(self) -> bool:
         return self._finished or self._over()
+
+
+def forget_history(trial: Trial) -> None:
+    """Let go of what Tune keeps of an ended trial's metrics: several kilobytes each, read by nobody."""
+    trial.run_metadata.metric_n_steps.clear()
+    trial.run_metadata.metric_analysis.clear()

@@ -83,6 +83,38 @@ class Trial:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Of some trials. `usd`: as far as there were prices; None when nothing of it has one. `told`:
+    (dollars, reports) of those that reported and are paid for."""
+
+    usd: float | None
+    unpriced_hours: float
+    node_hours: float
+    told: tuple[float, int]
+
+    def __add__(self, more: Sums) -> Sums:
+        known = [s.usd for s in (self, more) if s.usd is not None]
+        return Sums(
+            sum(known) if known else None,
+            self.unpriced_hours + more.unpriced_hours,
+            self.node_hours + more.node_hours,
+            (self.told[0] + more.told[0], self.told[1] + more.told[1]),
+        )
+
+    @classmethod
+    def of(cls, trials: Iterable[Trial]) -> Sums:
+        some = list(trials)
+        known = [t.usd for t in some if t.usd is not None]
+        told = [t for t in some if t.reports and t.whole_usd is not None]
+        return cls(
+            sum(known) if known else None,
+            sum(t.unpriced_hours for t in some),
+            sum(t.node_hours for t in some),
+            (sum(t.usd or 0.0 for t in told), sum(len(t.reports) for t in told)),
+        )
+
+
 class Book:
     """All trials of a sweep in the order of their first mention."""
 
@@ -91,21 +123,47 @@ class Book:
         self.mode = mode
         self.elapsed_s = 0.0
         self.submissions = 0
+        # Money is counted at each report: not each time over all trials that ever were.
+        self._over: Sums | None = None
+        self._open: list[Trial] = []
+        self._failed = 0
+
+    def changed(self) -> None:
+        """A trial that had ended has changed, or others have ended."""
+        self._over = None
+
+    def sums(self) -> Sums:
+        if self._over is None:
+            trials = self.trials.values()
+            self._over = Sums.of(t for t in trials if t.ended)
+            self._open = [t for t in trials if not t.ended]
+            self._failed = sum(t.state == "failed" for t in trials)
+        return self._over + Sums.of(self._open)
 
     @property
     def usd(self) -> float | None:
         """Dollars spent so far, as far as there were prices; None when nothing of it has one."""
-        known = [t.usd for t in self.trials.values() if t.usd is not None]
-        return sum(known) if known else None
+        return self.sums().usd
 
     @property
     def unpriced_hours(self) -> float:
         """Node-hours that are not in `usd`."""
-        return sum(t.unpriced_hours for t in self.trials.values())
+        return self.sums().unpriced_hours
 
     @property
     def node_hours(self) -> float:
-        return sum(t.node_hours for t in self.trials.values())
+        return self.sums().node_hours
+
+    @property
+    def ended(self) -> int:
+        """How many trials have ended."""
+        self.sums()
+        return len(self.trials) - len(self._open)
+
+    @property
+    def failed(self) -> int:
+        self.sums()
+        return self._failed
 
     def numbers(self) -> int:
         """Configurations proposed so far."""
@@ -114,6 +172,8 @@ class Book:
     def apply(self, entry: dict[str, Any]) -> None:
         """One line of the journal."""
         kind = entry["what"]
+        if kind != "report" or self.trials[entry["trial"]].ended:
+            self.changed()
         if kind == "submitted":
             if entry["format"] > FORMAT:
                 raise FormatTooNew(

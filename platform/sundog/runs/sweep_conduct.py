@@ -14,7 +14,7 @@ from ray import tune
 
 from sundog import telemetry
 from sundog.clock import WALL, Clock
-from sundog.rayapi.tune_feed import Wanted
+from sundog.rayapi.tune_feed import Wanted, forget_history
 from sundog.runs.driver import say
 from sundog.runs.hours import open_at
 from sundog.runs.sweep_book import Book, Journal, Trial
@@ -160,16 +160,18 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
             return  # said again after an older checkpoint
         self._tick()
         metrics = {k: float(v) for k, v in result["measured"].items()}
+        spent = self.book.sums()
         self._journal.write(
             "report", trial=known.name, report=result["report"], value=metrics[self._spec.metric],
             step=result["step"], steps=result["steps"], metrics=metrics,
-            spent=[self.book.usd, self.book.node_hours],
+            spent=[spent.usd, spent.node_hours],
         )  # fmt: skip
         if self._tracking:
             self._tracking.reported(known, result["step"], metrics)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         known = self.book.trials[trial.trial_id]
+        forget_history(trial)
         if known.ended or self.ending:
             return
         assert self.watched is not None
@@ -307,7 +309,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
     # --- what people see --------------------------------------------------------------------------
 
     def _show(self, trial: Trial) -> None:
-        ended = sum(t.ended for t in self.book.trials.values())
+        ended = self.book.ended
         value = f"no {self._spec.metric}" if trial.value is None else (
             f"{self._spec.metric} {trial.value:.4f}"
         )  # fmt: skip
@@ -320,7 +322,7 @@ class Conductor(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     def _record(self) -> None:
         self._shown_s = self._clock.monotonic_s()
-        ended = sum(t.ended for t in self.book.trials.values())
+        ended = self.book.ended
         ahead = forecast(self.book, self.total)
         self._folder.update(
             step=ended, steps=self.total, usd=self.book.usd, node_hours=self.book.node_hours,

@@ -31,6 +31,7 @@ class Meter:
             # Now it is said what such nodes of earlier drivers are worth.
             for trial in book.trials.values():
                 pay(trial, trial.unpriced_hours, rates.fallback)
+            book.changed()
 
     def placed(self, trial: str, nodes: Sequence[str]) -> None:
         """Where the trial's workers are, one node each."""
@@ -75,6 +76,7 @@ class Meter:
                 del self._owed[name, node]
                 self._without_s.pop(node, None)
                 pay(self._book.trials[name], hours, usd_hour)
+                self._book.changed()
 
     def _price(self, node: str) -> float | None:
         usd_hour = self._rates.usd_hour(node)

@@ -112,8 +112,8 @@ class Purse:
 
     def spent_usd(self) -> float:
         """At most, if the dearest node bounds what is not known."""
-        unpriced = self._book.unpriced_hours
-        return (self._book.usd or 0.0) + (unpriced * (self._dearest() or 0.0) if unpriced else 0.0)
+        spent = self._book.sums()
+        return (spent.usd or 0.0) + spent.unpriced_hours * (self._dearest() or 0.0)
 
     def empty(self) -> str | None:
         """Why the sweep has to end now, or None."""
@@ -122,9 +122,8 @@ class Purse:
             return f"the budget of ${spec.max_usd:g} is spent"
         if spec.max_time is not None and self._book.elapsed_s >= spec.max_time:
             return f"its time of {spec.max_time:g} s is over"
-        failed = [t for t in self._book.trials.values() if t.state == "failed"]
-        if len(failed) >= spec.max_failed:
-            return f"{len(failed)} trials failed"
+        if self._book.failed >= spec.max_failed:
+            return f"{self._book.failed} trials failed"
         return None
 
     def too_small(self) -> str | None:
@@ -139,6 +138,5 @@ class Purse:
 
     def first_report_usd(self) -> float | None:
         """What trials paid for one report, in the mean; None when none reported or has a price."""
-        told = [t for t in self._book.trials.values() if t.reports and t.whole_usd is not None]
-        reports = sum(len(t.reports) for t in told)
-        return sum(t.usd or 0.0 for t in told) / reports if reports else None
+        usd, reports = self._book.sums().told
+        return usd / reports if reports else None

@@ -150,8 +150,12 @@ class LocalRoot(Root):
         """Add to the end, in one write: lines of several processes do not mix."""
         with self._explained("write", key):
             path = self.local_path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            how = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            try:
+                file = os.open(path, how, 0o644)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = os.open(path, how, 0o644)
             try:
                 end = os.lseek(file, 0, os.SEEK_END)
                 if os.write(file, data) != len(data):

@@ -6,12 +6,14 @@ import math
 import pyarrow
 import pyarrow.csv
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_sweep_space import spec
 
 from sundog.errors import SpecError
 from sundog.runs import sweep_book
 from sundog.runs.sweep_book import Book, Journal, Trial
-from sundog.runs.sweep_purse import Purse, Rates, forecast, require_prices
+from sundog.runs.sweep_purse import Purse, Rates, charge, forecast, require_prices
 from sundog.runs.sweep_table import best_of, cells, front, rung, table, write
 from sundog.storage.root import open_root
 from sundog.storage.runs import new_run
@@ -83,12 +85,15 @@ def test_caps_and_forecast_go_by_what_was_spent():
     assert purse.too_small() is None
     assert forecast(book, 4).usd == pytest.approx(1.2)
     book.trials["c"] = priced("c", 0.3, state="running")
+    book.changed()
     assert "left" in (purse.too_small() or "")
     book.trials["c"] = priced("c", 0.5, state="running")
+    book.changed()
     assert "$1" in (purse.empty() or "")
     book.elapsed_s = 11
     assert "time" in (Purse(spec(max_time="10s"), book).empty() or "")
     book.trials["d"] = priced("d", 0.0, state="failed")
+    book.changed()
     assert "failed" in (Purse(spec(max_failed=1), book).empty() or "")
     assert forecast(Book(), 4).usd is None
 
@@ -194,3 +199,29 @@ def test_a_finished_sweep_goes_on_for_another_registration_or_more_trials(folder
     for change in ({"register": rule}, {"trials": 5}, {"trials": None}, {"max_usd": 3}):
         assert already_swept(spec(**({"trials": 4, "max_usd": 2} | change)), folder) is None
     assert already_swept(spec(trials=3, max_usd=1), folder)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["charge", "end", "again", "report"]),
+                          st.one_of(st.none(), st.floats(0, 10))), max_size=40))  # fmt: skip
+def test_the_sums_are_those_of_all_trials_whatever_happened(steps):
+    book = Book()
+    for name in "abcd":
+        book.apply({"what": "trial", "trial": name, "number": 0, "repeat": 0, "params": {}})
+    for which, what, usd_hour in steps:
+        name = "abcd"[which]
+        if what == "charge" and not book.trials[name].ended:
+            charge(book.trials[name], 60, [(0.5, usd_hour)])
+        elif what == "report":
+            said = {"report": 1, "value": 1.0, "step": 1, "steps": 2, "metrics": {}}
+            book.apply({"what": "report", "trial": name, **said})
+        elif what in ("end", "again"):
+            state = "failed" if what == "end" else "waiting"
+            book.apply({"what": "state", "trial": name, "state": state, "why": ""})
+        trials = list(book.trials.values())
+        priced = [t.usd for t in trials if t.usd is not None]
+        assert book.usd == (pytest.approx(sum(priced)) if priced else None)
+        assert book.node_hours == pytest.approx(sum(t.node_hours for t in trials))
+        assert book.unpriced_hours == pytest.approx(sum(t.unpriced_hours for t in trials))
+        assert book.ended == book.failed == sum(t.ended for t in trials)
+        told = [t for t in trials if t.reports and t.whole_usd is not None]
+        assert book.sums().told[1] == sum(len(t.reports) for t in told)
