@@ -7,8 +7,8 @@ bare, and in the usual shape: a FastAPI deployment that calls the model by a han
 `make bench-peers` has installed are found by themselves; those that are not there are left out.
 Load comes from wrk (Debian: apt-get install wrk), one JSON row of 64 numbers a request, at 1, 32
 and 128 connections, the median of three windows. Every row's answer is compared with the model's
-own before it is measured. `foreign_cpu` is the share of the machine that other programs used in
-the window: look at it before believing a number.
+own before it is measured. Ours asks for an API key, as it does wherever one exists. `foreign_cpu` is
+the share of the machine that other programs used in the window: look at it before believing a number.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ ROWS = (*OWN, EDGE, *RAY, *FOREIGN)
 LUA = """
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
+%s
 local file = io.open("%s", "rb")
 wrk.body = file:read("*a")
 function done(summary, latency, requests)
@@ -97,11 +99,18 @@ def make_model(folder: Path) -> tuple[Path, Any]:
     return path, (model, signature)
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is there to be measured."""
+
+    url: str
+    pids: list[int]
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 @contextmanager
-def sundog_row(
-    folder: Path, path: Path, signature: Any, gateways: int = 1
-) -> Iterator[tuple[str, list[int]]]:
-    """The whole platform: `sundog deploy` of one service on a local Ray."""
+def sundog_row(folder: Path, path: Path, signature: Any, gateways: int = 1) -> Iterator[Row]:
+    """The whole platform: `sundog deploy` of one service on a local Ray, and a key for it."""
     from sundog.control.serve_files import deploy_file
     from sundog.storage.models import Registry
     from sundog.storage.root import open_root
@@ -118,11 +127,19 @@ def sundog_row(
         deploy_file(file, ray.endpoints.dashboard, token)
         url = f"{ray.endpoints.gateway}/v2/models/mlp"
         wait(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 200)
-        yield f"{url}/infer", [p.pid for p in ray.processes()]
+        made = subprocess.run(
+            [str(Path(sys.executable).parent / "sundog"), "keys", "create", "bench", "--json"],
+            env=ray.environment() | {"RAY_ADDRESS": ray.endpoints.gcs}, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        headers = {"x-api-key": json.loads(made.stdout)["key"]}
+        infer = f"{url}/infer"
+        wait(lambda: httpx.post(infer, trust_env=False).status_code == 401)
+        yield Row(infer, [p.pid for p in ray.processes()], headers)
 
 
 @contextmanager
-def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
+def peer_row(name: str, path: Path) -> Iterator[Row]:
     [port] = free_ports(1)
     peer = "fastapi" if name == "fastapi" else "ray-serve"
     if name.startswith("ray-serve-usual"):
@@ -133,7 +150,7 @@ def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
         with ended(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
             url = f"http://127.0.0.1:{port}/v2/models/mlp/infer"
             wait(lambda: httpx.get(url, trust_env=False).status_code == 405)
-            yield url, [process.pid]
+            yield Row(url, [process.pid])
         return
     metrics, stats = free_ports(2)
     own = {
@@ -153,7 +170,7 @@ def peer_row(name: str, path: Path) -> Iterator[tuple[str, list[int]]]:
                 if line.strip() == b"ready":
                     break
             pids = [p.pid for p in ray.processes()] + [process.pid]
-            yield f"http://127.0.0.1:{port}/v2/models/mlp/infer", pids
+            yield Row(f"http://127.0.0.1:{port}/v2/models/mlp/infer", pids)
 
 
 @contextmanager
@@ -174,7 +191,7 @@ def haproxies_ended() -> Iterator[None]:
 
 
 @contextmanager
-def foreign_row(name: str, folder: Path, python: Path) -> Iterator[tuple[str, list[int]]]:
+def foreign_row(name: str, folder: Path, python: Path) -> Iterator[Row]:
     """A peer in its own environment; its processes are its process and all that it starts."""
     port = free_ports(3)[0]
     command = [str(python), str(HERE / "gateway_foreign.py"), name, "--port", str(port)]
@@ -190,7 +207,7 @@ def foreign_row(name: str, folder: Path, python: Path) -> Iterator[tuple[str, li
             print((folder / f"{name}.log").read_text()[-2000:], file=sys.stderr)
             raise
         known = psutil.Process(process.pid)
-        yield url, [process.pid, *(p.pid for p in known.children(recursive=True))]
+        yield Row(url, [process.pid, *(p.pid for p in known.children(recursive=True))])
 
 
 @contextmanager
@@ -237,12 +254,12 @@ def wait(check: Any, timeout_s: float = 120) -> None:
     raise SystemExit("the row did not come up")
 
 
-def check_answer(url: str, body: dict[str, Any], expected: np.ndarray[Any, Any]) -> None:
-    answer = httpx.post(url, json=body, timeout=30, trust_env=False)
+def check_answer(row: Row, body: dict[str, Any], expected: np.ndarray[Any, Any]) -> None:
+    answer = httpx.post(row.url, json=body, headers=row.headers, timeout=30, trust_env=False)
     answer.raise_for_status()
     got = np.array(answer.json()["outputs"][0]["data"], dtype=np.float32)
     if not np.allclose(got, expected, atol=1e-5):
-        raise SystemExit(f"{url} answers something else: {got} instead of {expected}")
+        raise SystemExit(f"{row.url} answers something else: {got} instead of {expected}")
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -366,7 +383,6 @@ def main() -> None:
         expected = model(torch.from_numpy(pixels))["logits"].detach().numpy().reshape(-1)
         (folder / "body.json").write_text(json.dumps(body))
         script = folder / "post.lua"
-        script.write_text(LUA % (folder / "body.json"))
         for row in chosen:
             if row in FOREIGN:
                 opened = foreign_row(row, folder, pythons[row])
@@ -375,9 +391,11 @@ def main() -> None:
             else:
                 opened = peer_row(row, path)
             try:
-                with opened as (url, pids):
-                    check_answer(url, body, expected)
-                    rows += measure(row, url, pids, script, seconds, repeats)
+                with opened as there:
+                    check_answer(there, body, expected)
+                    lines = [f'wrk.headers["{k}"] = "{v}"' for k, v in there.headers.items()]
+                    script.write_text(LUA % ("\n".join(lines), folder / "body.json"))
+                    rows += measure(row, there.url, there.pids, script, seconds, repeats)
             except (SystemExit, httpx.HTTPError) as error:
                 # Of a peer: the others are still worth a number.
                 if row in (*OWN, EDGE):

@@ -20,6 +20,7 @@ from sundog.serving.gateway import bind_privately
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
 from sundog.serving.pages import build_pages
+from sundog.serving.reach import Reach
 from sundog.serving.routes import Routes
 from sundog.serving.runner import Runner
 from sundog.serving.sockets import SocketServer
@@ -38,6 +39,12 @@ class Served:
 @dataclass
 class Ready:
     metadata: dict[str, Any]
+    node_id: str = ""
+
+
+def reaching(watch: Any, node: str = "", door: Any = None, handle: Any = None) -> Any:
+    """As a gateway reaches replicas, of which `watch` tells."""
+    return lambda lane, app, deployment: Reach(lane, app, deployment, watch, handle, node, door)
 
 
 @dataclass
@@ -77,7 +84,7 @@ def gateway_of(services: Mapping[str, Served], path: Path | None = None) -> Iter
         await asyncio.Event().wait()
 
     async def main():
-        routes, metrics, keys = Routes(watch, None), Metrics(), KeyRing()
+        routes, metrics, keys = Routes(reaching(watch)), Metrics(), KeyRing()
         documents = {n: route_of(n, s) for n, s in services.items()}
         routes.apply({"epoch": 1, "version": 1, "services": documents, "keys": []})
         app = GatewayApp(

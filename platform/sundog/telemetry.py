@@ -39,6 +39,7 @@ RUN_METRIC: Final = "sundog_run_metric"
 
 # Metrics of the gateway (Prometheus names).
 GATEWAY_REQUESTS: Final = "sundog_gateway_requests_total"
+GATEWAY_REFUSED: Final = "sundog_gateway_refused_total"
 GATEWAY_LATENCY_S: Final = "sundog_gateway_latency_seconds"
 GATEWAY_FIRST_PART_S: Final = "sundog_gateway_first_part_seconds"
 GATEWAY_TOKENS: Final = "sundog_gateway_tokens_total"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sundog import __version__
@@ -17,39 +18,56 @@ from sundog.control.serving_plan import digest as spec_digest
 from sundog.rayapi import serve_apps
 from sundog.serving.edge import Edge
 from sundog.serving.gateway import Gateway
+from sundog.serving.places import HEAD, label_of
 from sundog.serving.replica import Model
 from sundog.spec import ServiceSpec
 
 
-def gateway_config(address: str, gateways: int) -> dict[str, Any]:
-    return {"address": address, "gateways": gateways}
+@dataclass(frozen=True)
+class GatewayPlace:
+    """Where gateways shall be. `gateways`: of a node; `nodes`: which, see `places.default_nodes`."""
+
+    address: str
+    gateways: int = 1
+    nodes: str = HEAD
+
+    def config(self, count: int) -> dict[str, Any]:
+        """What the applications are told, on so many nodes."""
+        return {**asdict(self), "count": count}
 
 
-def gateway_app(address: str, gateways: int = 1) -> Any:
-    """One gateway at the address, or an edge at the address with several behind it on its node."""
+def gateway_app(place: GatewayPlace, count: int = 1) -> Any:
+    """A gateway at the address of each node, or an edge with several behind it."""
     from ray import serve
 
-    config = gateway_config(address, gateways)
-    # The edge reaches gateways by private sockets, and the address is the head's.
-    place: dict[str, Any] = {"num_cpus": 0}
+    config, gateways = place.config(count), place.gateways
+    options: dict[str, Any] = {"num_cpus": 0}
     several: dict[str, Any] = {}
-    if gateways > 1:
-        place["resources"] = {"node:__internal_head__": 0.001}
-        several = {"max_surge_percent": 100}
+    per_node: dict[str, Any] = {}
+    if place.nodes == HEAD:
+        options["resources"] = {"node:__internal_head__": 0.001}
+        if gateways > 1:
+            several = {"max_surge_percent": 100}
+    else:
+        # As many as fit: with one edge and so many gateways a node, each edge has its gateways.
+        per_node = {"max_replicas_per_node": 1}
+        several = {"max_replicas_per_node": gateways}
+        if labels := label_of(place.nodes):
+            options["label_selector"] = labels
     deployment = serve.deployment(
-        Gateway, name="Gateway", num_replicas=gateways, ray_actor_options=place,
+        Gateway, name="Gateway", num_replicas=gateways * count, ray_actor_options=options,
         user_config=config, health_check_period_s=1, graceful_shutdown_timeout_s=20,
         max_constructor_retry_count=3, **several,
     )  # fmt: skip
-    version = f"{__version__}/{address}/{gateways}"
-    mine = {**config, "app": GATEWAY_APP}
+    version = f"{__version__}/{place.address}/{gateways}/{place.nodes}"
+    mine = {**asdict(place), "app": GATEWAY_APP}
     bound = serve_apps.pinned(deployment, version).bind(mine)
     if gateways == 1:
         return bound
     edge = serve.deployment(
-        Edge, name="Edge", num_replicas=1, ray_actor_options=place, user_config=config,
+        Edge, name="Edge", num_replicas=count, ray_actor_options=options, user_config=config,
         health_check_period_s=1, graceful_shutdown_timeout_s=40, max_constructor_retry_count=3,
-        **several,
+        **(per_node or several),
     )  # fmt: skip
     return serve_apps.pinned(edge, version).bind(mine, bound)
 
@@ -69,7 +87,10 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
         options["runtime_env"] = {"pip": list(spec.requirements)}
     parts = made_of(spec, place["version"])
     # References to secrets travel, never values: each replica looks its own up.
-    place = place | {"environment": spec.model_dump(mode="json", include={"env", "secrets"})}
+    place = place | {
+        "environment": spec.model_dump(mode="json", include={"env", "secrets"}),
+        "gateway_app": GATEWAY_APP,
+    }
     # A fixed number cannot be zero; nothing that Serve could scale by ever comes to a handle.
     asleep = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
     number: dict[str, Any] = (
@@ -115,13 +136,15 @@ def versions_of(apps: Mapping[str, serve_apps.AppView], service: str) -> dict[st
     return out
 
 
-def gateway_is_missing(apps: Mapping[str, serve_apps.AppView], address: str, gateways: int) -> bool:
+def gateway_is_missing(
+    apps: Mapping[str, serve_apps.AppView], place: GatewayPlace, count: int
+) -> bool:
     """Whether the gateway is not there, or is there for another address or number."""
     gateway = apps.get(GATEWAY_APP)
     if gateway is None:
         return True
     view = gateway.deployments.get("Gateway")
-    return view is not None and view.user_config != gateway_config(address, gateways)
+    return view is not None and view.user_config != place.config(count)
 
 
 def gateway_fault(gateway: serve_apps.AppView | None) -> str:

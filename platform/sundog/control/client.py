@@ -27,6 +27,8 @@ def ensure_control() -> Any:
             max_restarts=-1,
             max_task_retries=0,
             num_cpus=0,
+            # Spot nodes come and go, and a store that is a file is on the head's disk.
+            resources={"node:__internal_head__": 0.001},
             max_concurrency=1000,
         )
         .remote()

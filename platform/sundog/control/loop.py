@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sundog.clock import WALL
+from sundog.control.applications import GatewayPlace
 from sundog.control.counters import Counters
 from sundog.control.keys import Keys
 from sundog.control.limits import Limits
@@ -25,7 +26,7 @@ from sundog.control.webhook import Outbox
 from sundog.errors import ClusterError, LeaseHeld, LeaseLost, StorageUnavailable
 from sundog.rayapi.cluster import leaving_nodes
 from sundog.rayapi.kv import get_config
-from sundog.serving.gateway import default_address, default_gateways
+from sundog.serving.places import default_address, default_gateways, default_nodes
 from sundog.storage.process import ProcessName
 from sundog.storage.root import open_root
 from sundog.store import Lease, Store, open_store
@@ -92,14 +93,15 @@ class Loop:
             self.limits = Limits(store, lease, WALL)
             self.keys = Keys(store, lease, WALL, self.limits)
             self.counters = Counters(WALL)
+            address = config.get("gateway") or default_address()
+            gateways = config.get("gateways") or default_gateways()
             signals.start()
             self._outbox = Outbox(store, lease, WALL)
             rollouts = Rollouts(store, lease, self.counters, WALL, self._outbox.add, leaving_nodes)
             self.services = ServicesController(
                 store, lease, self.snapshots, rollouts,
                 Scaler(store, lease, self.counters, signals, WALL), root,
-                config.get("gateway") or default_address(), WALL,
-                config.get("gateways") or default_gateways(),
+                GatewayPlace(address, gateways, default_nodes(address)), WALL,
             )  # fmt: skip
             self._say("leading", "")
             self._loop(store, lease)

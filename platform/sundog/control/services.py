@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sundog import telemetry
 from sundog.clock import Clock
 from sundog.control.applications import (
+    GatewayPlace,
     gateway_app,
     gateway_fault,
     gateway_is_missing,
@@ -61,6 +62,8 @@ from sundog.control.transition import (
 from sundog.control.versions import Versions
 from sundog.errors import Conflict, NotFound, ServiceError
 from sundog.rayapi import serve_apps
+from sundog.rayapi.cluster import labels_of_nodes
+from sundog.serving.places import fitting
 from sundog.serving.rollout_facts import Command
 from sundog.spec import ServiceSpec
 from sundog.store import Lease, Store
@@ -82,11 +85,10 @@ class ServicesController:
         rollouts: Rollouts,
         scaler: Scaler,
         root: str | None,
-        gateway_address: str,
+        gateway: GatewayPlace,
         clock: Clock,
-        gateways: int = 1,
     ) -> None:
-        self._gateways = gateways
+        self._gateway = gateway
         self._store = store
         self._lease = lease
         self._snapshots = snapshots
@@ -96,7 +98,6 @@ class ServicesController:
         self._lock = threading.RLock()
         self._models = Versions(root, clock)
         self._leavers = Leavers(snapshots, self._models, clock)
-        self._address = gateway_address
         self._clock = clock
         self._missing: dict[str, int] = {}
         self._specs: dict[str, ServiceSpec] = {}
@@ -138,9 +139,10 @@ class ServicesController:
                     deploys |= self._made(spec, decision)
                     decisions[name] = decision
         # Whoever started control wants a gateway: it comes up beside the first replicas.
-        missing = gateway_is_missing(seen.apps, self._address, self._gateways)
+        count = fitting(self._gateway.nodes, labels_of_nodes())
+        missing = gateway_is_missing(seen.apps, self._gateway, count)
         if missing and (self._specs or not self._stepped):
-            deploys[GATEWAY_APP] = gateway_app(self._address, self._gateways)
+            deploys[GATEWAY_APP] = gateway_app(self._gateway, count)
         self._deploy(deploys)
         for name, decision in decisions.items():
             with self._faults.apart(name) as may:
@@ -394,7 +396,7 @@ class ServicesController:
                 "startup_s": self._scaler.startup_s(name, progress.active),
                 "service": name, "model": spec.model, "state": progress.state,
                 "message": self._faults.message(name, progress.message), "version": progress.active,
-                "replicas": str(spec.replicas), "gateway": self._address,
+                "replicas": str(spec.replicas), "gateway": self._gateway.address,
                 "gateway_message": self.gateway_message,
             })  # fmt: skip
         return out

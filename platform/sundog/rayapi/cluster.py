@@ -24,6 +24,13 @@ def leaving_nodes() -> frozenset[str]:
     return frozenset(dead | set(state.get_draining_nodes() or {}))
 
 
+def labels_of_nodes() -> list[dict[str, str]]:
+    """The labels of each node that is there."""
+    import ray
+
+    return [dict(node["Labels"]) for node in ray.nodes() if node["Alive"]]
+
+
 def quiet() -> None:
     """Ray's client says much while it packs a folder, none of it for the person at a command."""
     import ray.dashboard.modules.dashboard_sdk as sdk

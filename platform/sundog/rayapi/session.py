@@ -32,6 +32,11 @@ def sockets_dir() -> str | None:
         return None
 
 
+def node() -> tuple[str, str]:
+    """(id, IP address) of this node."""
+    return ray.get_runtime_context().get_node_id(), str(ray.util.get_node_ip_address())
+
+
 def gpus() -> list[str]:
     """The GPUs that Ray reserved for this actor; none where it asked for none."""
     ids: dict[str, list[str]] = ray.get_runtime_context().get_accelerator_ids()

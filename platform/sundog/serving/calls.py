@@ -81,6 +81,9 @@ class Calls:
         """Who asks; with a service, counted against the key's rate. Raises NotServed (401, 403, 429)."""
         verdict = self.authoriser.authorise(headers, service)
         if isinstance(verdict, Refusal):
+            # Anybody may make names up: only those that are served become a series.
+            known = service if service in self.routes.services else ""
+            self.metrics.refused(known, verdict.status)
             raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
         return verdict
 

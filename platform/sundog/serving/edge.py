@@ -23,8 +23,9 @@ from sundog.errors import ServiceError
 from sundog.rayapi import serve_ports, serve_targets, session
 from sundog.security.tls import Certificate, Renewal, certificate_of
 from sundog.serving.edge_config import Door, Plan, render
-from sundog.serving.gateway import control_snapshots, gateway_name, parse_address
+from sundog.serving.gateway import control_snapshots, gateway_name
 from sundog.serving.haproxy import Haproxy, keeper_pid
+from sundog.serving.places import here, parse_address
 
 WATCH_S = 0.1
 RELOAD_AGAIN_S = 2.0
@@ -129,10 +130,14 @@ class Edge:
     def __init__(self, config: dict[str, Any], gateways: Any = None) -> None:
         serve_ports.bind_to_node()
         self._app = config["app"]
-        host, port = parse_address(config["address"])
-        grpc = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
+        self._node, ip = session.node()
+        address = here(config["address"], ip)
+        host, port = parse_address(address)
+        # Of Rays on one machine whose nodes have an address each, so has each edge its folder.
+        name = str(port) if address == config["address"] else f"{port}-{host.rpartition('.')[2]}"
         plan = Plan(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}", folder_of(port), grpc=grpc,
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}", folder_of(name),
+            grpc=here(os.environ.get("SUNDOG_GATEWAY_GRPC", ""), ip),
             threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         )  # fmt: skip
         certificate = certificate_of(config["address"])
@@ -174,7 +179,7 @@ class Edge:
             task.cancel()
 
     def _on_gateways(self, replicas: list[Any]) -> None:
-        doors = tuple(sorted(d for d in map(door_of, replicas) if d is not None))
+        doors = tuple(sorted(d for r in replicas if (d := door_of(r, self._node)) is not None))
         if doors:  # none at all is news of a start, not of a place to send to
             self._try(lambda: self._front.change(doors=doors))
 
@@ -209,22 +214,22 @@ class Edge:
         await asyncio.to_thread(self._front.close)
 
 
-def door_of(replica: Any) -> Door | None:
+def door_of(replica: Any, node: str) -> Door | None:
     """A gateway replica's sockets, where they are on this node."""
     path = str(replica.metadata.get("sundog_gateway", ""))
-    if not path or not Path(path).exists():
+    if not path or replica.node_id != node:
         return None
     name = "".join(c if c.isalnum() else "-" for c in replica.replica_id)
     return Door(f"g-{name}", path, str(replica.metadata.get("sundog_gateway_grpc", "")))
 
 
-def folder_of(port: int) -> Path:
+def folder_of(name: str) -> Path:
     """The same for every edge of this port on this node, so that a successor finds it.
 
     In Ray's session where its path leaves room for a socket: 107 bytes, of which HAProxy wants some
     while it binds.
     """
-    inside = Path(session.sockets_dir() or "/") / f"sundog-edge-{port}"
+    inside = Path(session.sockets_dir() or "/") / f"sundog-edge-{name}"
     if session.sockets_dir() is not None and len(str(inside)) <= MAX_FOLDER:
         return inside
-    return Path(tempfile.gettempdir()) / f"sundog-edge-{os.getuid()}-{port}"
+    return Path(tempfile.gettempdir()) / f"sundog-edge-{os.getuid()}-{name}"

@@ -16,7 +16,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
@@ -25,6 +24,7 @@ from sundog.security.authoriser import Authoriser
 from sundog.security.exposure import beyond_this_machine, warning
 from sundog.security.keys import KeyRing
 from sundog.security.limits import Limiter
+from sundog.security.peers import Identity
 from sundog.security.tls import Renewal, certificate_of, server_context
 from sundog.security.tokens import TokenRing, oidc_of
 from sundog.serving import feedback
@@ -33,19 +33,20 @@ from sundog.serving.calls import Calls
 from sundog.serving.capture import Capturer, hook_of
 from sundog.serving.feedback import Remembered
 from sundog.serving.http_api import GatewayApp
-from sundog.serving.http_server import build_server
+from sundog.serving.http_server import build_server, http_protocols
+from sundog.serving.inbound import Inbound
 from sundog.serving.lane import Lane
 from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
 from sundog.serving.passthrough import Passthrough, upstreams_of
+from sundog.serving.places import HEAD, here, parse_address
+from sundog.serving.reach import Reach
 from sundog.serving.routes import Routes
 from sundog.serving.siblings import Siblings
 from sundog.serving.sockets import private_folder
 from sundog.serving.stats import Metrics
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8420"
 BIND_TIMEOUT_S = 5.0
-MAX_GATEWAYS = 32
 DRAIN_S = 15.0
 GRPC_DRAIN_S = 3.0
 """After HTTP has drained, while gRPC went on."""
@@ -53,21 +54,6 @@ _START_TIMEOUT_S = 30.0
 _CONTROL = ("sundog-control", "sundog")
 
 log = logging.getLogger("sundog.gateway")
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """`http://host:port` or `https://…` -> (host, port). Raises ServiceError."""
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or port is None or parts.scheme not in ("http", "https"):
-        raise ServiceError(
-            f"{address!r} is not an address for the gateway",
-            "write SUNDOG_GATEWAY=http://127.0.0.1:8420",
-        )
-    return host, port
 
 
 def bind(address: str, timeout_s: float = BIND_TIMEOUT_S) -> socket.socket:
@@ -112,15 +98,20 @@ def bind_privately(path: Path) -> socket.socket:
 
 
 class Gateway:
-    """The Serve deployment. `config`: {address, gateways}: where it listens; one of several listens
-    on a private socket, and the edge has the address."""
+    """The Serve deployment. `config`: {address, gateways, nodes, app}: where it listens, how many there
+    are on a node, on which nodes; one of several of a node listens on a private socket, and the edge
+    has the address."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         serve_ports.bind_to_node()
-        self._address: str = config["address"]
+        self._node, ip = session.node()
+        self._address = here(config["address"], ip)
         self._app: str = config.get("app", "")
         self._gateways: int = config.get("gateways", 1)
-        self._grpc_address = os.environ.get("SUNDOG_GATEWAY_GRPC", "")
+        self._several = self._gateways > 1 or config.get("nodes", HEAD) != HEAD
+        identity = Identity.make(f"gateway {gateway_name()}")
+        self._identity, self._inbound = identity, Inbound(identity, ip)
+        self._grpc_address = here(os.environ.get("SUNDOG_GATEWAY_GRPC", ""), ip)
         self._private: dict[str, str] = {}
         # Behind an edge that is where TLS ends.
         self._certificate = certificate_of(self._address) if self._gateways == 1 else None
@@ -142,8 +133,8 @@ class Gateway:
         return bind_privately(folder / "s")
 
     def record_replica_metadata(self) -> dict[str, Any]:
-        """Where the edge finds this gateway."""
-        return self._private
+        """Where the edge, and replicas and gateways of other nodes, find this gateway."""
+        return {**self._private, **self._inbound.metadata()}
 
     def _run(self) -> None:
         import uvloop
@@ -158,7 +149,12 @@ class Gateway:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        routes = Routes(serve_targets.watch, _Handle)
+        inbound, node = self._inbound, self._node
+
+        def reach(lane: Lane, app: str, deployment: str) -> Reach:
+            return Reach(lane, app, deployment, serve_targets.watch, _Handle, node, inbound)
+
+        routes = Routes(reach)
         keys, metrics = KeyRing(gateways=self._gateways), Metrics()
         access = AccessLog(access_log_path())
         observer, remembered = Observer(), Remembered()
@@ -181,11 +177,13 @@ class Gateway:
             calls.traces = traces_of("sundog-gateway")
         openai = Passthrough(calls, upstreams) if upstreams else None
         shared = None
-        if self._private:
-            shared = Siblings(pages, gateway_name(), self._private["sundog_gateway"])
+        if self._several:
+            shared = Siblings(pages, gateway_name(), self._identity, node, inbound)
         self.app = GatewayApp(calls, shared or pages, openai)
         context = server_context(self._certificate) if self._certificate is not None else None
         self._server = build_server(self.app, context)
+        if shared is not None:
+            shared.answer_with(http_protocols(self._server))
         # Where nobody needs a key, who listens to others is said; tokens are asked of everybody.
         heard_at = (self._address, os.environ.get("SUNDOG_GATEWAY_GRPC", ""))
         addresses = [a for a in heard_at if a and tokens is None]
@@ -195,6 +193,7 @@ class Gateway:
             self._always(routes.sweep_forever()),
             self._always(flush_forever(access)),
             self._always(captures.flush_forever()),
+            self._always(inbound.serve_forever()),
         ]
         if shared is not None:
             watching = serve_targets.watch(self._app, "Gateway", shared.on_gateways)
@@ -367,18 +366,3 @@ def lane_totals(lane: Lane) -> dict[str, float]:
 
 def gateway_name() -> str:
     return f"{os.uname().nodename}/{os.getpid()}"
-
-
-def default_gateways() -> int:
-    """`SUNDOG_GATEWAYS`: how many gateways share the address; 1 where nobody says. ServiceError."""
-    text = os.environ.get("SUNDOG_GATEWAYS", "1") or "1"
-    if not text.isdigit() or not 1 <= int(text) <= MAX_GATEWAYS:
-        raise ServiceError(
-            f"SUNDOG_GATEWAYS={text!r} is not a number of gateways",
-            f"write a number from 1 to {MAX_GATEWAYS}",
-        )
-    return int(text)
-
-
-def default_address() -> str:
-    return os.environ.get("SUNDOG_GATEWAY") or DEFAULT_ADDRESS

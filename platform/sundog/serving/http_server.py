@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -162,3 +163,15 @@ def build_server(
     config.load()
     config.ssl = context  # as built here: uvicorn's own is read from files once, and never renewed
     return uvicorn.Server(config)
+
+
+def http_protocols(server: uvicorn.Server) -> Callable[[], asyncio.Protocol]:
+    """Makes what speaks HTTP on a connection that somebody else accepted, for the server's app."""
+    config = server.config
+
+    def make() -> asyncio.Protocol:
+        return config.http_protocol_class(  # type: ignore[call-arg, return-value]
+            config=config, server_state=server.server_state, app_state={}
+        )
+
+    return make

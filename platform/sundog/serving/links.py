@@ -1,4 +1,4 @@
-"""Links from a gateway to replicas: a private Unix socket each, or a Serve handle as the fallback.
+"""Links from a gateway to replicas: a connection each, or a Serve handle as the fallback.
 
 A link carries frames and reports what became of them. Which replicas exist it learns from outside.
 """
@@ -19,7 +19,7 @@ IN_FLIGHT = 2
 
 
 class SocketLink(asyncio.Protocol):
-    """One connection to one replica's Unix socket."""
+    """One connection to one replica: its Unix socket, or TLS from another node."""
 
     def __init__(self, lane: Lane, on_closed: Callable[[SocketLink], None]) -> None:
         self.load = 0
@@ -41,7 +41,7 @@ class SocketLink(asyncio.Protocol):
             for frame in self._reader.feed(data):
                 self._take(frame)
         except frames.BadFrame:
-            self._abort()
+            self.drop()
 
     def _take(self, frame: frames.Frame) -> None:
         if frame.kind == frames.HELLO:
@@ -139,9 +139,10 @@ class SocketLink(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """Drop a replica that holds a frame past the deadline of every call in it."""
         if any(all(c.deadline_s + 1 < now for c in b.calls) for b in self._under_way.values()):
-            self._abort()
+            self.drop()
 
-    def _abort(self) -> None:
+    def drop(self) -> None:
+        """Close at once; what is under way is lost."""
         if self._transport is not None:
             self._transport.abort()
 

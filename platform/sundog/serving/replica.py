@@ -1,7 +1,8 @@
-"""A replica of one model version as a Serve deployment: loads it and opens its two ways in.
+"""A replica of one model version as a Serve deployment: loads it, and lets gateways ask it.
 
-The socket (mode 0600, in a folder of mode 0700) is the fast one; `infer` and `stream` over Serve's
-handle are the other. It refuses nothing but what the model cannot take: limits are the gateway's.
+Those of its node come by a socket (mode 0600, in a folder of mode 0700), those of other nodes it
+calls itself; `infer` and `stream` over Serve's handle are for whom neither reaches. It refuses nothing
+but what the model cannot take: limits are the gateway's.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from sundog.errors import ServiceError, SundogError
-from sundog.rayapi import serve_ports, session
+from sundog.rayapi import serve_ports, serve_targets, session
+from sundog.security.peers import Identity
 from sundog.security.secrets import secret_environment
 from sundog.serving import frames
+from sundog.serving.inbound import CERTIFICATE_KEY
 from sundog.serving.runner import Runner
-from sundog.serving.sockets import SocketServer
+from sundog.serving.sockets import Elsewhere, SocketServer
 from sundog.spec.environment import Environment
 
 log = logging.getLogger("sundog.replica")
@@ -27,7 +30,8 @@ log = logging.getLogger("sundog.replica")
 class Model:
     """The Serve deployment of one model version.
 
-    `place` is {root, name, version, allow_code}: where the registry is and what to load from it.
+    `place` is {root, name, version, allow_code, environment}: where the registry is and what to load
+    from it; and {gateway_app}: whose gateways ask.
     """
 
     def __init__(self, place: dict[str, Any]) -> None:
@@ -59,14 +63,25 @@ class Model:
             from sundog.serving.tracing import traces_of
 
             self._runner.traces = traces_of("sundog-replica")
+        node, _ = session.node()
+        self._identity = Identity.make(f"replica of {place['name']}@{place['version']}")
+        app = place["gateway_app"]
         # Each thread has its own setting; without it, small operations wait for helper threads.
-        self._server = SocketServer(self._runner, lambda: torch.set_num_threads(1))
+        self._server = SocketServer(
+            self._runner,
+            lambda: torch.set_num_threads(1),
+            Elsewhere(self._identity, node, lambda told: serve_targets.watch(app, "Gateway", told)),
+        )
         self._server.start()
         self._token = secrets.token_hex(4)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """What gateways learn of this replica through Serve."""
-        return {"sundog_socket": self._server.path, "sundog_device": self._device}
+        return {
+            "sundog_socket": self._server.path,
+            "sundog_device": self._device,
+            CERTIFICATE_KEY: self._identity.certificate,
+        }
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The deployment's digest rides in `user_config`; there is nothing to change in place."""

@@ -10,115 +10,43 @@ import asyncio
 import difflib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sundog.clock import WALL
 from sundog.serving.capture import rule_of
 from sundog.serving.contract import BadRequest, Contract
 from sundog.serving.lane import HOLD_S, SWEEP_S, Lane, Limits
-from sundog.serving.links import Handle, HandleLink, SocketLink
+from sundog.serving.reach import Reach
 from sundog.serving.shadow import Shadow
 from sundog.serving.split import Split
 
 log = logging.getLogger("sundog.gateway")
 
-RECONNECT_S = 0.1
 _CLOSE_AFTER_S = 60.0
 
-Watch = Callable[[str, str, Callable[[list[Any]], None]], Awaitable[None]]
-"""(app, deployment, on_change): calls back with ready replicas until cancelled."""
-
-HandleCall = Callable[[str, str], Handle]
-"""(app, deployment) -> its replicas over Serve's handle."""
+Reaching = Callable[[Lane, str, str], Reach]
+"""(lane, app, deployment) -> what keeps that lane's links."""
 
 
 class VersionRoute:
-    """One served version: its lane, and the task that keeps its links in step with Serve."""
+    """One served version: its lane, and what keeps its links in step with Serve."""
 
-    def __init__(
-        self, service: dict[str, Any], version: str, watch: Watch, handle: HandleCall
-    ) -> None:
+    def __init__(self, service: dict[str, Any], version: str, reach: Reaching) -> None:
         entry = self.entry = service["versions"][version]
         self.version = version
         self.kind: str = entry["kind"]
         self.contract = Contract(service["service"], version, entry["signature"])
         self.lane = Lane(self.contract, limits_of(service))
-        self._handle = handle
-        self._address = (entry["app"], entry["deployment"])
-        self._links: dict[str, SocketLink] = {}
-        self._wanted: set[str] = set()
-        self._fallback: HandleLink | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(watch(*self._address, self._on_targets))
+        self.reach = reach(self.lane, entry["app"], entry["deployment"])
 
     @property
     def ready(self) -> bool:
         return bool(self.lane.connections)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("version %s of %s: %r", self.version, self._address[0], task.exception())
-
-    def _on_targets(self, replicas: list[Any]) -> None:
-        paths = {str(r.metadata.get("sundog_socket", "")) for r in replicas}
-        here = {p for p in paths if p and _data_path() == "socket" and os.path.exists(p)}  # noqa: PTH110 - hot enough, and a plain question
-        elsewhere = len(paths - here)
-        for path in here - self._wanted:
-            self._spawn(self._connect(path))
-        for path in self._wanted - here:
-            link = self._links.get(path)
-            if link is not None:
-                link.leave()
-        self._wanted = here
-        self._set_fallback(elsewhere)
-
-    def _set_fallback(self, replicas: int) -> None:
-        """Replicas that no socket reaches (another node) are asked over Serve's handle."""
-        if self._fallback is not None and self._fallback in self.lane.connections:
-            self.lane.connections.remove(self._fallback)
-        self._fallback = None
-        if replicas:
-            self._fallback = HandleLink(self.lane, self._handle(*self._address), 2 * replicas)
-            self.lane.connections.append(self._fallback)
-            self.lane.wake()
-
-    async def _connect(self, path: str) -> None:
-        loop = asyncio.get_running_loop()
-        while path in self._wanted:
-            try:
-                _, link = await loop.create_unix_connection(
-                    lambda: SocketLink(self.lane, lambda _: self._on_closed(path)), path
-                )
-            except OSError:
-                await asyncio.sleep(RECONNECT_S)
-                continue
-            self._links[path] = link
-            if path not in self._wanted:
-                link.leave()
-            return
-
-    def _on_closed(self, path: str) -> None:
-        self._links.pop(path, None)
-        # Serve notices a dead replica only after seconds; a living one may have dropped us.
-        if path in self._wanted:
-            self._spawn(self._reconnect(path))
-
-    async def _reconnect(self, path: str) -> None:
-        await asyncio.sleep(RECONNECT_S)
-        if path in self._wanted:
-            await self._connect(path)
-
     def sweep(self, now: float) -> None:
         self.lane.sweep()
-        for link in list(self._links.values()):
-            link.expire(now)
+        self.reach.expire(now)
 
     async def close(self) -> None:
         """No longer routed: finish what is queued and under way, then let go of the replicas."""
@@ -127,16 +55,7 @@ class VersionRoute:
             self.lane.sweep()
             await asyncio.sleep(SWEEP_S)
         self.lane.close("this version is no longer served")
-        self._wanted = set()
-        for task in list(self._tasks):
-            task.cancel()
-        for link in list(self._links.values()):
-            link.leave()
-        self._set_fallback(0)
-
-
-def _data_path() -> str:
-    return os.environ.get("SUNDOG_DATA_PATH", "socket")
+        self.reach.close()
 
 
 def limits_of(service: dict[str, Any]) -> Limits:
@@ -212,12 +131,11 @@ class ServiceRoute:
 
 
 class Routes:
-    def __init__(self, watch: Watch, handle: HandleCall) -> None:
+    def __init__(self, reach: Reaching) -> None:
         self.services: dict[str, ServiceRoute] = {}
         self.snapshot: dict[str, Any] = {}
         self.loaded = asyncio.Event()
-        self._watch = watch
-        self._handle = handle
+        self._reach = reach
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -253,7 +171,7 @@ class Routes:
             if there is not None and there.entry == entry:
                 there.lane.follow(limits_of(document))
                 continue
-            route.versions[version] = VersionRoute(document, version, self._watch, self._handle)
+            route.versions[version] = VersionRoute(document, version, self._reach)
             if there is not None:  # another model's version of the same number
                 route.shadow = None
                 self._close(there)

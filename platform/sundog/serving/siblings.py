@@ -1,19 +1,21 @@
-"""Pages that concern all gateways of an address: metrics of each, and scores for what another answered.
+"""Pages that concern all gateways: metrics of each, and scores for what another answered.
 
-A gateway behind the edge asks the others over their private sockets; inference never comes here.
+A gateway asks the others of its node over their private sockets, those of other nodes where replicas
+call them; inference never comes here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
 
+from sundog.security.peers import Identity, fingerprint
 from sundog.serving.contract import BadRequest
 from sundog.serving.http_body import Gone, Receive, Scope, Send, read_body
+from sundog.serving.inbound import CERTIFICATE_KEY, PORT_KEY, Inbound
 
 ASKED = "x-sundog-asked-by"
 """Header of what one gateway asks another: it is not asked on."""
@@ -24,28 +26,49 @@ _PASSED = frozenset(("authorization", "x-api-key", "content-type"))
 
 
 class Siblings:
-    """An ASGI app around a gateway's pages. `own`: the path of its socket; `name`: its label."""
+    """An ASGI app around a gateway's pages. `name`: its label; `node`: where it is."""
 
-    def __init__(self, pages: Any, name: str, own: str) -> None:
+    def __init__(
+        self, pages: Any, name: str, identity: Identity, node: str, inbound: Inbound
+    ) -> None:
         self._pages = pages
         self._name = name
-        self._own = own
+        self._identity = identity
+        self._node = node
+        self._inbound = inbound
+        self._answering: Callable[[], asyncio.Protocol] | None = None
         self._here = _client(httpx.ASGITransport(pages))
         self._others: dict[str, httpx.AsyncClient] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
+    def answer_with(self, make: Callable[[], asyncio.Protocol]) -> None:
+        """What speaks HTTP with gateways of other nodes that call this one."""
+        self._answering = make
+
     def on_gateways(self, replicas: Iterable[Any]) -> None:
         """Serve's news of who is there."""
-        paths = {str(r.metadata.get("sundog_gateway", "")) for r in replicas} - {"", self._own}
-        there = {p for p in paths if Path(p).exists()}
-        before, self._others = (
-            self._others,
-            {p: self._others.get(p) or _client(httpx.AsyncHTTPTransport(uds=p)) for p in there},
-        )
-        for path in set(before) - there:
-            task = asyncio.get_running_loop().create_task(before[path].aclose())
+        there = {}
+        for replica in replicas:
+            certificate = str(replica.metadata.get(CERTIFICATE_KEY, ""))
+            if certificate and certificate != self._identity.certificate:
+                there[fingerprint(certificate)] = replica
+        before, self._others = self._others, {}
+        for name, replica in there.items():
+            self._others[name] = before.get(name) or self._to(replica)
+        for name in set(before) - set(there):
+            self._inbound.forget(name)
+            task = asyncio.get_running_loop().create_task(before[name].aclose())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    def _to(self, replica: Any) -> httpx.AsyncClient:
+        known = replica.metadata
+        if replica.node_id == self._node and "sundog_gateway" in known:
+            return _client(httpx.AsyncHTTPTransport(uds=known["sundog_gateway"]))
+        assert self._answering is not None
+        self._inbound.expect(known[CERTIFICATE_KEY], self._answering)
+        context = self._identity.client(known[CERTIFICATE_KEY])
+        return _client(httpx.AsyncHTTPTransport(verify=context), f"https://{known[PORT_KEY]}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         what = scope.get("method"), scope.get("path")
@@ -94,8 +117,8 @@ class Siblings:
         return next((a for a in theirs if a.status_code != 404), mine)
 
 
-def _client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=TIMEOUT_S)
+def _client(transport: httpx.AsyncBaseTransport, url: str = "http://gateway") -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=transport, base_url=url, timeout=TIMEOUT_S)
 
 
 async def _ask(

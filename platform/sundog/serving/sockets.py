@@ -1,40 +1,49 @@
 """A replica's private socket: frames from gateways to the model and back, for whole answers and parts.
 
-A connection that sends anything but calls is closed.
+A connection that sends anything but calls is closed. Gateways of other nodes are called (`Outbound`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sundog.errors import ServiceError
 from sundog.rayapi import session
+from sundog.security.peers import Identity
 from sundog.serving import frames
+from sundog.serving.outbound import Outbound
 from sundog.serving.runner import Runner, fault
 from sundog.serving.streams import WINDOW
 
 DRAIN_S = 20.0
+WATCH_AGAIN_S = 1.0
 MAX_STREAMS = 1000
 """Streams under way of one gateway; who comes then is told that this replica is busy."""
 _START_TIMEOUT_S = 30.0
 _SUN_PATH_MAX = 96
 """Of 107: HAProxy, where it is in front of gateways, reads 97."""
 
+log = logging.getLogger("sundog.replica")
+
 
 class _Peer(asyncio.Protocol):
-    """One gateway's connection."""
+    """One gateway's connection, whoever called."""
 
     def __init__(self, server: SocketServer) -> None:
         self._server = server
         self._reader = frames.Reader()
         self._streams: dict[int, tuple[asyncio.Task[None], asyncio.Semaphore]] = {}
         self.transport: asyncio.Transport | None = None
+        self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -97,17 +106,35 @@ class _Peer(asyncio.Protocol):
         self._write(frames.pack(frames.CLOSING, 0))
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set()
         self._server.peers.discard(self)
         for task, _ in self._streams.values():
             task.cancel()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """How a replica finds gateways of other nodes. `watch`: calls back with all gateways, now and
+    whenever they change."""
+
+    identity: Identity
+    node: str
+    watch: Callable[[Callable[[list[Any]], None]], Awaitable[None]]
 
 
 class SocketServer:
     """Frames on a Unix socket, in a thread and event loop of its own, so that a long call of the
     model stops neither Serve's health checks nor its control messages."""
 
-    def __init__(self, runner: Runner, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        prepare: Callable[[], None] = lambda: None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self.runner = runner
+        self._elsewhere = elsewhere
+        self._outbound: Outbound | None = None
         self.peers: set[_Peer] = set()
         self.folder = private_folder()
         self.path = str(self.folder / "s")
@@ -139,11 +166,27 @@ class SocketServer:
         self._stop = asyncio.Event()
         server = await self._loop.create_unix_server(lambda: _Peer(self), self.path)
         Path(self.path).chmod(0o600)
+        following = None
+        if self._elsewhere is not None:
+            following = self._loop.create_task(self._follow(self._elsewhere))
         self._ready.set()
         await self._stop.wait()
+        if following is not None:
+            following.cancel()
         server.close()
 
+    async def _follow(self, elsewhere: Elsewhere) -> None:
+        self._outbound = Outbound(elsewhere.identity, elsewhere.node, lambda: _Peer(self))
+        while True:
+            try:
+                await elsewhere.watch(self._outbound.on_gateways)
+            except Exception:
+                log.exception("the gateways of other nodes are looked up again")
+            await asyncio.sleep(WATCH_AGAIN_S)
+
     def _close_peers(self) -> None:
+        if self._outbound is not None:
+            self._outbound.stop()
         for peer in list(self.peers):
             peer.close_soon()
 

@@ -104,6 +104,7 @@ class Metrics:
         self._requests: dict[tuple[str, str, str, int], int] = {}
         self._latency: dict[tuple[str, str], Histogram] = {}
         self._tokens: dict[tuple[str, str, str], int] = {}
+        self._refused: dict[tuple[str, int], int] = {}
         self.more: Callable[[], list[str]] = list
         """Lines that something else counts."""
 
@@ -111,6 +112,10 @@ class Metrics:
         """Tokens that an upstream reported. `kind`: input or output."""
         label = (service, _key_label(key), kind)
         self._tokens[label] = self._tokens.get(label, 0) + count
+
+    def refused(self, service: str, status: int) -> None:
+        """A request that its key, or the lack of one, did not let in: 401, 403 or 429."""
+        self._refused[service, status] = self._refused.get((service, status), 0) + 1
 
     def count(self, service: str, version: str, key: str, status: int, seconds: float) -> None:
         label = (service, version, _key_label(key), status)
@@ -144,6 +149,10 @@ class Metrics:
             out.append(
                 f"{telemetry.GATEWAY_TOKENS}{_labels(service=service, key=key, kind=kind)} {n}"
             )
+        out.append(f"# TYPE {telemetry.GATEWAY_REFUSED} counter")
+        for (service, status), n in sorted(self._refused.items()):
+            labels = _labels(service=service, status=str(status))
+            out.append(f"{telemetry.GATEWAY_REFUSED}{labels} {n}")
         rows = list(gauges)
         for metric in sorted({m for _, _, values in rows for m in values}):
             out.append(f"# TYPE {metric} gauge")

@@ -4,6 +4,7 @@ import pytest
 
 from sundog.clock import ManualClock
 from sundog.control import services as services_module
+from sundog.control.applications import GatewayPlace
 from sundog.control.counters import Counters
 from sundog.control.rollout import Rollouts
 from sundog.control.scaling import Scaler
@@ -53,8 +54,8 @@ class Serve:
 
         return make
 
-    def gateway(self, address, gateways):
-        user = {"address": address, "gateways": gateways}
+    def gateway(self, place, count):
+        user = place.config(count)
         view = DeploymentView("HEALTHY", "", user, 1)
         return lambda name: AppView(name, "RUNNING", "", {"Gateway": view})
 
@@ -84,7 +85,7 @@ class World:
         scaler = Scaler(self.store, lease, self.counters, Signals(self.clock), self.clock)
         self.control = ServicesController(
             self.store, lease, self.snapshots, self.rollouts, scaler, str(self.folder / "root"),
-            "http://127.0.0.1:1", self.clock,
+            GatewayPlace("http://127.0.0.1:1"), self.clock,
         )  # fmt: skip
 
     def register(self, name, **more):
@@ -116,6 +117,7 @@ def serve(monkeypatch):
     made = Serve()
     monkeypatch.setattr(serve_apps, "applications", lambda: dict(made.apps))
     monkeypatch.setattr(serve_apps, "deploy", made.deploy)
+    monkeypatch.setattr(services_module, "labels_of_nodes", lambda: [{}])
     monkeypatch.setattr(serve_apps, "delete", lambda name: made.apps.pop(name))
     monkeypatch.setattr(services_module, "model_app", made.model)
     monkeypatch.setattr(services_module, "gateway_app", made.gateway)

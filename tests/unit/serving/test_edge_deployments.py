@@ -35,6 +35,7 @@ class Same:
 class Replica:
     replica_id: str
     metadata: dict
+    node_id: str = "here"
 
 
 class World:
@@ -73,6 +74,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(edge.session, "sockets_dir", lambda: None)
     monkeypatch.setattr(edge.tempfile, "gettempdir", lambda: "/tmp")
     for module in (gateway, edge):
+        monkeypatch.setattr(module.session, "node", lambda: ("here", "127.0.0.1"))
         monkeypatch.setattr(module.serve_ports, "bind_to_node", lambda: None)
         monkeypatch.setattr(module, "control_snapshots", made.snapshots)
     monkeypatch.setattr(gateway.serve_targets, "watch", made.watch)

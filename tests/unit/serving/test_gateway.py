@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from sundog.errors import ServiceError
-from sundog.serving.gateway import bind, parse_address
+from sundog.serving.gateway import bind
+from sundog.serving.places import parse_address
 
 
 def test_addresses():

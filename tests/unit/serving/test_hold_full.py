@@ -39,11 +39,11 @@ def until(what):
 def asleep(running):
     """Take the replica away; returns what brings it back."""
     version = running.routes.services["s"].versions["1"]
-    paths = list(version._wanted)
-    running.call(version._on_targets, [])
+    paths = list(version.reach.sockets)
+    running.call(version.reach._on_replicas, [])
     until(lambda: not version.lane.connections)
     back = [Ready({"sundog_socket": path}) for path in paths]
-    return version.lane, lambda: running.call(version._on_targets, back)
+    return version.lane, lambda: running.call(version.reach._on_replicas, back)
 
 
 def test_a_full_hold_says_when_to_come_back_and_keeps_those_it_holds():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from gateway_kit import Ready, reaching
 
 from sundog.serving import frames
 from sundog.serving import sockets as sockets_module
@@ -35,11 +35,6 @@ class Scale:
         if (inputs["x"] < 0).any():
             raise ValueError("negative")
         return {"y": inputs["x"]}
-
-
-@dataclass
-class Ready:
-    metadata: dict
 
 
 class Serve:
@@ -192,7 +187,7 @@ def lane(routes, version="1"):
 def test_requests_travel_in_shared_frames_and_come_back_each_to_its_own(started):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         routes.apply(snapshot(1, s=service("1")))
         await asyncio.sleep(0)
         serve.say("s--v1", started(2.0))
@@ -206,7 +201,7 @@ def test_requests_travel_in_shared_frames_and_come_back_each_to_its_own(started)
 def test_large_frames_cross_in_pieces(started):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         routes.apply(snapshot(1, s=service("1")))
         await asyncio.sleep(0)
         serve.say("s--v1", started(2.0))
@@ -219,7 +214,7 @@ def test_large_frames_cross_in_pieces(started):
 def test_a_failing_call_fails_alone(started):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         routes.apply(snapshot(1, s=service("1")))
         await asyncio.sleep(0)
         serve.say("s--v1", started(2.0))
@@ -236,7 +231,7 @@ def test_a_failing_call_fails_alone(started):
 def test_a_draining_replica_answers_and_lets_go_and_another_takes_over(started):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         routes.apply(snapshot(1, s=service("1")))
         await asyncio.sleep(0)
         first, second = started(2.0), started(2.0)
@@ -255,7 +250,7 @@ def test_a_draining_replica_answers_and_lets_go_and_another_takes_over(started):
 def test_a_replica_that_vanishes_is_replaced_without_a_failed_request(started):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         routes.apply(snapshot(1, s=service("1")))
         await asyncio.sleep(0)
         first = started(2.0)
@@ -275,7 +270,7 @@ def test_a_replica_that_vanishes_is_replaced_without_a_failed_request(started):
 def test_routes_move_and_the_old_version_finishes(started):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         routes.apply(snapshot(1, s=service("1")))
         await asyncio.sleep(0)
         serve.say("s--v1", started(2.0))
@@ -302,7 +297,7 @@ def test_routes_move_and_the_old_version_finishes(started):
 def test_a_route_that_is_not_understood_holds_up_no_other_service(started, caplog):
     async def main():
         serve = Serve()
-        routes = Routes(serve.watch, None)
+        routes = Routes(reaching(serve.watch))
         odd = service("1")
         odd["versions"]["1"]["signature"] = {
             "inputs": [{"name": "x", "datatype": "?", "shape": []}]

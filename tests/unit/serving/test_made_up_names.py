@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 from fastapi import FastAPI
-from gateway_kit import Served, route_of, tensors
+from gateway_kit import Served, reaching, route_of, tensors
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -48,7 +48,7 @@ def run(scenario):
         keys, log = KeyRing(), Log()
         key, record = new_key("me", 0.0)
         keys.update([record.document()])
-        routes = Routes(nothing, None)
+        routes = Routes(reaching(nothing))
         service = route_of("same", Served(None, SIGNATURE, {"hold_s": 0.0}))
         routes.apply({"epoch": 1, "version": 1, "services": {"same": service}, "keys": []})
         sweeping = asyncio.create_task(routes.sweep_forever())
@@ -89,6 +89,8 @@ def test_over_grpc():
                 there = stub.ModelInfer(request("same"), metadata=metadata)
                 assert await refusal(there) == grpc.StatusCode.UNAVAILABLE
             await server.stop(0)
+        text = calls.metrics.text([])
+        assert f'sundog_gateway_refused_total{{service="",status="401"}} {2 * len(NAMES)}' in text
 
     run(scenario)
 
@@ -134,7 +136,7 @@ def test_long_names_are_not_compared_as_a_whole(monkeypatch):
     seen = []
     monkeypatch.setattr("difflib.get_close_matches", lambda word, *_, **__: seen.append(word) or [])
     with pytest.raises(BadRequest, match="there is no service") as caught:
-        Routes(nothing, None).find("s" * 2_000_000)
+        Routes(reaching(nothing)).find("s" * 2_000_000)
     assert len(caught.value.message) < 300
     with pytest.raises(BadRequest, match="there is no field") as caught:
         Contract("same", "1", SIGNATURE).parse_rows({"x" * 2_000_000: 1.0})

@@ -117,7 +117,7 @@ def world():
 
     def gateway():
         keys.update([record.document(), slow.document()])
-        calls = made["calls"] = Calls(Routes(None, None), keys, log=log)
+        calls = made["calls"] = Calls(Routes(None), keys, log=log)
         up = Upstream(url=f"{upstream}/v1", model="real/name", key_env="UPSTREAM_TEST_KEY")
         dead = Upstream(url="http://127.0.0.1:9/v1")
         through = Passthrough(calls, {"chat": up, "gone": dead, "other": up})

@@ -11,7 +11,10 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
+from sundog.security.peers import Identity
 from sundog.serving import http_body
+from sundog.serving.http_server import build_server, http_protocols
+from sundog.serving.inbound import CERTIFICATE_KEY, Inbound
 from sundog.serving.siblings import Siblings, labelled, merged
 
 TEXT = '# TYPE a counter\na{service="x"} 1\n# TYPE b gauge\nb 2\n'
@@ -20,6 +23,18 @@ TEXT = '# TYPE a counter\na{service="x"} 1\n# TYPE b gauge\nb 2\n'
 @dataclass
 class Replica:
     metadata: dict
+    node_id: str = "here"
+
+
+def gateway(path):
+    """What Serve tells of another gateway of this node."""
+    certificate = Identity.make("another").certificate
+    return Replica({"sundog_gateway": path, CERTIFICATE_KEY: certificate})
+
+
+def siblings(known, name="one"):
+    me = Identity.make(name)
+    return Siblings(pages(known), name, me, "here", Inbound(me, "127.0.0.1"))
 
 
 class Same:
@@ -65,8 +80,8 @@ def other():
 
 
 def test_metrics_are_those_of_all_and_a_metric_stays_together(other):
-    app = Siblings(pages(()), "one", "/nowhere")
-    app.on_gateways([Replica({"sundog_gateway": other}), Replica({"sundog_gateway": "/gone"})])
+    app = siblings(())
+    app.on_gateways([gateway(other), gateway("/gone")])
     text = ask(app, "GET", "/metrics").text
     assert 'a{gateway="one",service="x"} 1' in text
     assert 'b{gateway="one"} 2' in text
@@ -77,10 +92,10 @@ def test_metrics_are_those_of_all_and_a_metric_stays_together(other):
 
 
 def test_what_one_does_not_know_another_may(other):
-    app = Siblings(pages(("mine",)), "one", other)
+    app = siblings(("mine",))
     assert ask(app, "POST", "/feedback", content="mine").status_code == 200
     assert ask(app, "POST", "/feedback", content="theirs").status_code == 404
-    knows = Siblings(pages(("theirs",)), "two", "")
+    knows = siblings(("theirs",), "two")
     app._others = {
         "x": httpx.AsyncClient(transport=httpx.ASGITransport(knows), base_url="http://x")
     }
@@ -89,23 +104,56 @@ def test_what_one_does_not_know_another_may(other):
     assert ask(app, "POST", "/feedback", content="nobody's").status_code == 404, "no round dance"
 
 
-def test_itself_and_the_gone_are_not_asked(other):
-    app = Siblings(pages(()), "one", other)
-    app.on_gateways([Replica({"sundog_gateway": p}) for p in (other, "/gone", "")])
+def test_a_gateway_of_another_node_is_asked_over_tls_and_nobody_else_may_ask():
+    async def main():
+        servers, apps, doors, tasks = [], [], [], []
+        for name, word in (("one", "mine"), ("two", "theirs")):
+            me = Identity.make(name)
+            door = Inbound(me, "127.0.0.1")
+            app = Siblings(pages((word,)), name, me, f"node-of-{name}", door)
+            servers.append(build_server(app))
+            app.answer_with(http_protocols(servers[-1]))
+            apps.append(app)
+            doors.append(door)
+            tasks.append(asyncio.create_task(door.serve_forever()))
+        told = [Replica(d.metadata(), a._node) for d, a in zip(doors, apps, strict=True)]
+        for app in apps:
+            app.on_gateways(told)
+        one = httpx.AsyncClient(transport=httpx.ASGITransport(apps[0]), base_url="http://x")
+        assert (await one.post("/feedback", content="theirs")).json() == {"word": "theirs"}
+        text = (await one.get("/metrics")).text
+        assert 'b{gateway="one"} 2' in text
+        assert 'b{gateway="two"} 2' in text
+        stranger = Identity.make("stranger").client(doors[1].metadata()[CERTIFICATE_KEY])
+        async with httpx.AsyncClient(verify=stranger) as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get(f"https://{doors[1].address}/metrics")
+        apps[0].on_gateways(told[:1])
+        assert (await one.post("/feedback", content="theirs")).status_code == 404
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_itself_is_not_asked(other):
+    app = siblings(())
+    mine = {"sundog_gateway": other, CERTIFICATE_KEY: app._identity.certificate}
+    app.on_gateways([Replica(mine), Replica({"sundog_gateway": other})])
     assert app._others == {}
     assert ask(app, "GET", "/else").text == TEXT
 
 
 def test_who_left_is_let_go_and_bodies_are_bounded(other, monkeypatch):
     monkeypatch.setattr(http_body, "BODY_TIMEOUT_S", 0.05)
-    app = Siblings(pages(("mine",)), "one", "/nowhere")
+    app = siblings(("mine",))
 
     assert ask(app, "POST", "/feedback", content=b"x" * 70_000).status_code == 413
     refused = ask_raw(app, b"m")
     assert refused["status"] == 408
 
     async def news():
-        app.on_gateways([Replica({"sundog_gateway": other})])
+        app.on_gateways([gateway(other)])
         [client] = app._others.values()
         assert (await client.get("/metrics")).status_code == 200
         app.on_gateways([])

@@ -193,7 +193,7 @@ def test_a_connection_that_breaks_ends_the_model_too(replica):
         await made.connect(lane)
         parts = asked(lane, 100_000)
         await anext(parts)
-        lane.connections[0]._abort()
+        lane.connections[0].drop()
         with pytest.raises(NotServed, match="lost while it answered"):
             async for _ in parts:
                 pass
@@ -216,7 +216,7 @@ def test_only_what_gave_no_part_is_asked_again(replica, idempotent, calls):
         asking = asyncio.ensure_future(numbers(lane, 1))
         while not made.model.calls:
             await asyncio.sleep(0.005)
-        lane.connections[0]._abort()
+        lane.connections[0].drop()
         await asyncio.sleep(0.05)
         await made.connect(lane)
         if idempotent:

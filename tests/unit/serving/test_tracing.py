@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from gateway_kit import Served, route_of, tensors
+from gateway_kit import Served, reaching, route_of, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,7 +162,7 @@ def test_what_generates_is_traced_to_the_model(monkeypatch):
     }
 
     async def main(traces):
-        routes = Routes(nothing, None)
+        routes = Routes(reaching(nothing))
         services = {"words": route_of("words", Served(None, signature))}
         routes.apply({"epoch": 1, "version": 1, "services": services, "keys": []})
         calls = Calls(routes, KeyRing(), log=Log())
