@@ -19,6 +19,7 @@ from several_nodes import run_alone
 
 pytestmark = pytest.mark.timeout(600)
 MEMORY = 128 * 2**20
+MARKET = "ray.io/market-type"
 RECIPE = '''
 import os, time
 import numpy as np, torch
@@ -51,6 +52,8 @@ class Slow(Recipe):
         pytest.param("notice", marks=pytest.mark.slow),
         pytest.param("raylet", marks=pytest.mark.slow),
         pytest.param("notice_to_all", marks=pytest.mark.long),
+        pytest.param("on_demand", marks=pytest.mark.long),
+        pytest.param("spot_first", marks=pytest.mark.slow),
     ],
 )
 def test_nodes(tmp_path: Path, name: str) -> None:
@@ -78,8 +81,16 @@ class Scene:
         self.folder, self.session = folder, ray._private.worker._global_node.get_session_dir_path()
         self.error: BaseException | None = None
 
-    def node(self):
-        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    def node(self, market: str = ""):
+        labels = {"labels": {MARKET: market}} if market else {}
+        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY, **labels)
+
+    def taken(self) -> set[str]:
+        """Nodes of which no CPU is free."""
+        from ray._private.state import state
+
+        free = state.available_resources_per_node()
+        return {n for n in alive() if not free.get(n, {}).get("CPU") and "CPU" in capacities()[n]}
 
     def start(self, **changes) -> None:
         from sundog.runs.driver import open_folder
@@ -243,6 +254,35 @@ def notice_to_all(scene: Scene) -> None:
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 900)
 
 
+def on_demand(scene: Scene) -> None:
+    """A run that must not be on spot nodes stays off them, though they are free."""
+    spot, steady = scene.node("spot"), scene.node("on-demand")
+    scene.start(steps=600, market="on-demand")
+    scene.working(1, 100)
+    assert scene.taken() == {steady.node_id}, spot.node_id
+    assert scene.record()["workers"] == 1
+    scene.stop_at()
+    assert not scene.events("run.resized")
+
+
+def spot_first(scene: Scene) -> None:
+    """A run is on a spot node while there is one, then wherever there is room."""
+    steady, spot = scene.node("on-demand"), scene.node("spot")
+    scene.start(steps=600, workers=1, market="spot-first", max_failures=0)
+    scene.working(1)
+    assert scene.taken() == {spot.node_id}
+    spot.kill_raylet(check_alive=False)
+    print(scene.until(lambda: scene.events("run.recovered"))[0])
+    scene.until(lambda: scene.taken() == {steady.node_id})
+    scene.stop_at()
+
+
+def capacities() -> dict[str, dict]:
+    import ray
+
+    return {n["NodeID"]: n["Resources"] for n in ray.nodes()}
+
+
 def alive() -> set[str]:
     import ray
 
@@ -252,6 +292,7 @@ def alive() -> set[str]:
 if __name__ == "__main__":
     scene = Scene(Path(sys.argv[2]))
     try:
-        {"notice": notice, "raylet": raylet, "notice_to_all": notice_to_all}[sys.argv[1]](scene)
+        scenes = (notice, raylet, notice_to_all, on_demand, spot_first)
+        {s.__name__: s for s in scenes}[sys.argv[1]](scene)
     finally:
         scene.close()

@@ -105,6 +105,7 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
     private: dict[str, str]
     leave_flag: int
     placement: Any = None  # a placement group that somebody reserved for the workers
+    market: str = "any"
 
     def _start_impl(self, builder: Any) -> None:
         context = self._worker_group_context
@@ -164,10 +165,11 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
         actor_class = ray.remote(runtime_env=env, **bundle_to_remote_args(resources))(
             RayTrainWorker
         )
-        where = "SPREAD" if self.placement is None else PlacementGroupSchedulingStrategy(
-            self.placement
-        )  # fmt: skip
-        return actor_class.options(scheduling_strategy=where).remote()
+        if self.placement is not None:
+            where = PlacementGroupSchedulingStrategy(self.placement)
+            return actor_class.options(scheduling_strategy=where).remote()
+        where_else = train_nodes.placing(self.market)
+        return actor_class.options(scheduling_strategy="SPREAD", **where_else).remote()
 
     def park(self, flag: int) -> None:
         """End the group but not its workers: each leaves its loop at a step boundary, or because
@@ -183,9 +185,11 @@ class ElasticWorkerGroup(WorkerGroup):  # type: ignore[misc]
 class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
     """Asks the resizer; never the AutoscalingCoordinator, whose view is up to 20 s old."""
 
-    def __init__(self, scaling_config: Any, resizer: Resizer, placement: Any = None) -> None:
+    def __init__(
+        self, scaling_config: Any, resizer: Resizer, placement: Any = None, market: str = "any"
+    ) -> None:
         super().__init__(scaling_config)
-        self.resizer, self.placement = resizer, placement
+        self.resizer, self.placement, self.market = resizer, placement, market
         self.pool = Pool()
         self.stamps: dict[str, Any] = {}
         self.private: dict[str, str] = {}
@@ -298,7 +302,9 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
             self._can_grow = self.placement is not None or train_nodes.can_grow()
         # Where nodes can come, an actor that waits for room is what asks for one.
         need = self.scaling_config._resources_per_worker_not_none
-        return self.resizer.high if self._can_grow else train_nodes.room(need, leaving)
+        if self._can_grow:
+            return self.resizer.high
+        return train_nodes.room(need, leaving | train_nodes.elsewhere(self.market))
 
     def _resize(self, count: int, cause: str = "lost") -> ResizeDecision:
         if self.stamps.get("cause") != cause:
@@ -310,7 +316,8 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         if self.placement is not None:
             return self.resizer.high  # reserved
         need = self.scaling_config._resources_per_worker_not_none
-        free = train_nodes.room(need, train_nodes.leaving())
+        without = train_nodes.leaving() | train_nodes.elsewhere(self.market)
+        free = train_nodes.room(need, without)
         return max(self.resizer.low, min(self.resizer.high, free))
 
     def settled(self, asked_for: int) -> int:
@@ -343,7 +350,7 @@ class ElasticController(TrainController):  # type: ignore[misc]
         self.worker_group_cls: Any = type(
             "BoundGroup",
             (ElasticWorkerGroup,),
-            {"pool": policy.pool, "placement": policy.placement},
+            {"pool": policy.pool, "placement": policy.placement, "market": policy.market},
         )
         super().__init__(**arguments)
         self._train_fn_ref: Any = Carried(self._train_fn_ref.get())
@@ -386,15 +393,17 @@ class ElasticTrainer(DataParallelTrainer):  # type: ignore[misc]
     """A DataParallelTrainer whose workers survive resizes. The training function forms its own
     process group for the token in `train_slot.SLOT`, and returns when it yields or loses a peer.
 
-    `placement`: the placement group whose bundles are the workers' places; None: wherever is room.
+    `placement`: the placement group whose bundles are the workers' places; None: wherever is room on
+    nodes of the `market`.
     """
 
     def __init__(
         self, train_loop_per_worker: Any, *, resizer: Resizer, private: dict[str, str],
-        placement: Any = None, **arguments: Any,
+        placement: Any = None, market: str = "any", **arguments: Any,
     ) -> None:  # fmt: skip
         super().__init__(train_loop_per_worker, **arguments)
         self._resizer, self._private, self._placement = resizer, private, placement
+        self._market = market
         self._controller: Any = None
 
     def end(self) -> None:
@@ -408,7 +417,7 @@ class ElasticTrainer(DataParallelTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["scaling_policy"] = ElasticPolicy(
-            self.scaling_config, self._resizer, self._placement
+            self.scaling_config, self._resizer, self._placement, self._market
         )
         node = ray.get_runtime_context().get_node_id()
         controller = (

@@ -8,11 +8,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+MARKET = "ray.io/market-type"
+"""Ray's label of a node: spot or on-demand."""
+
 
 def leaving() -> dict[str, float]:
     """Nodes that are being drained: hexadecimal id -> deadline in Unix seconds (0: none is known)."""
     draining: Mapping[str, int] = _state().get_draining_nodes() or {}
     return {node: deadline_ms / 1000 for node, deadline_ms in draining.items()}
+
+
+def only(market: str) -> str | None:
+    """The one market whose nodes a run may use; None: any."""
+    return {"spot-only": "spot", "on-demand": "on-demand"}.get(market)
+
+
+def elsewhere(market: str) -> dict[str, float]:
+    """Nodes that a run of this market does not use, as `leaving` gives nodes."""
+    import ray
+
+    wanted = only(market)
+    if wanted is None:
+        return {}
+    found = {n["NodeID"]: (n.get("Labels") or {}).get(MARKET) for n in ray.nodes() if n["Alive"]}
+    return {node: 0.0 for node, has in found.items() if has != wanted}
+
+
+def placing(market: str) -> dict[str, Any]:
+    """Options of an actor that runs on nodes of this market: only there, or there first."""
+    wanted = only(market)
+    if wanted is not None:
+        return {"label_selector": {MARKET: wanted}}
+    if market == "spot-first":
+        anywhere: dict[str, str] = {}
+        return {
+            "label_selector": {MARKET: "spot"},
+            "fallback_strategy": [{"label_selector": anywhere}],
+        }
+    return {}
 
 
 def room(need: Mapping[str, float], without: Mapping[str, float]) -> int:

@@ -55,10 +55,11 @@ def check_reach(root: Root) -> None:
     require_shared(root, min(len(hosts), len(machines)))
 
 
-def check_fit(workers: int, resources: dict[str, float]) -> None:
+def check_fit(workers: int, resources: dict[str, float], market: str = "any") -> None:
     """RunError when the cluster, which does not grow, can never hold the smallest run allowed."""
     import ray
 
+    from sundog.rayapi import train_nodes
     from sundog.rayapi.cluster import may_grow
 
     if may_grow():
@@ -71,15 +72,24 @@ def check_fit(workers: int, resources: dict[str, float]) -> None:
                 f"{total.get(name, 0):g}",
                 "ask for fewer workers or less for each, or start a larger cluster",
             )
+    if train_nodes.only(market) and (fit := capacity(resources, market)) < workers:
+        raise RunError(
+            f"market: {market}: nodes of this cluster with the label {train_nodes.MARKET}="
+            f"{train_nodes.only(market)} have room for {fit} of {workers} workers",
+            "write market: any (or spot-first), or start nodes with that label",
+        )
 
 
-def capacity(resources: dict[str, float]) -> int:
-    """How many workers fit into the nodes that are alive now, whatever else runs there."""
+def capacity(resources: dict[str, float], market: str = "any") -> int:
+    """How many workers fit into the nodes of the market that are alive now, whatever else runs there."""
     import ray
 
+    from sundog.rayapi import train_nodes
+
+    without = train_nodes.elsewhere(market)
     count = 0
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and node["NodeID"] not in without:
             have = node["Resources"]
             fits = [int(have.get(n, 0) // each) for n, each in resources.items() if each > 0]
             count += min(fits, default=0)
@@ -92,7 +102,7 @@ def room_on(market: str, resources: dict[str, float]) -> int:
 
     from sundog.rayapi import train_nodes
 
-    label = "ray.io/market-type"
+    label = train_nodes.MARKET
     others = [n["NodeID"] for n in ray.nodes() if (n.get("Labels") or {}).get(label) != market]
     return train_nodes.room(resources, dict.fromkeys(others, 0.0) | train_nodes.leaving())
 

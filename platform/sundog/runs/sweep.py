@@ -74,7 +74,7 @@ def run_sweep(spec: SweepSpec, folder: RunFolder) -> Swept:
             ended_by=None, paused_until_s=None,
         )  # fmt: skip
         place.check_reach(folder.root)
-        place.check_fit(spec.run.workers.low, _need(spec))
+        place.check_fit(spec.run.workers.low, _need(spec), spec.run.market)
         require_prices(spec, _unpriced(spec, folder))
         os.environ.update(secret_environment(spec.run))
         reports = _reports(spec, folder, data)  # fails here, before any trial

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sundog.rayapi.train_nodes import MARKET
 from sundog.spec.run import Market
 from sundog.spec.sweep import SweepSpec
 
-MARKET = "ray.io/market-type"
 Need = Mapping[str, float]  # resource -> how much of it one worker takes
 
 

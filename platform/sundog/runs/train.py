@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sundog import telemetry
 from sundog.clock import WALL
 from sundog.errors import NotFound, RecipeError, RunError, SundogError
+from sundog.rayapi import train_nodes
 from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
 from sundog.runs.best import best_checkpoint
@@ -62,7 +63,7 @@ def run_training(spec: RunSpec, folder: RunFolder) -> Trained:
         begun = pin(folder.root, spec.init_from, folder.record().get("init_from"))
         folder.update(data=data, init_from=begun, spec=spec.model_dump(mode="json"))
         place.check_reach(folder.root)
-        place.check_fit(spec.workers.low, worker_resources(spec))
+        place.check_fit(spec.workers.low, worker_resources(spec), spec.market)
         os.environ.update(secret_environment(spec))  # the recipe is built here too
         # Fails here, before any worker starts, and not after hours when the model is registered.
         recipe = driver_recipe(folder.root, spec, data)
@@ -136,7 +137,7 @@ def worker_resources(spec: RunSpec) -> dict[str, float]:
 def _train(
     spec: RunSpec, folder: RunFolder, data: str | None, observers: Observers
 ) -> dict[str, Any]:
-    workers = spec.workers.clamp(place.capacity(worker_resources(spec)))
+    workers = spec.workers.clamp(place.capacity(worker_resources(spec), spec.market))
     channel = Channel(folder.run_id)
     channel.clear()
     config = {
@@ -148,8 +149,6 @@ def _train(
     spent = folder.record().get("usd")
     if spec.max_usd is not None and spent is not None and spent >= spec.max_usd:
         raise _over_budget(spec, folder, spent, "before it went on")
-    if spec.market != "any":
-        say(folder, f"market {spec.market} is not acted on yet: the cluster's pools decide it")
     say(folder, f"{folder.run_id} · {count(workers)} · {spec.recipe} · {data or 'own data'}")
     with Watcher(Follower(folder, channel, spec.max_usd, [observers.point]), _LOOK_EVERY_S):
         for _ in range(_MOST_FRESH_STARTS):
@@ -220,7 +219,9 @@ def _elastic(
     except (ImportError, AttributeError):
         return None
     resizer = RunResizer.of(spec, config)
-    return ElasticTrainer(train_worker, resizer=resizer, private=private, **arguments)
+    return ElasticTrainer(
+        train_worker, resizer=resizer, private=private, market=spec.market, **arguments
+    )
 
 
 def _stock(spec: RunSpec, arguments: dict[str, Any], private: dict[str, str]) -> Any:
@@ -231,6 +232,8 @@ def _stock(spec: RunSpec, arguments: dict[str, Any], private: dict[str, str]) ->
     config = arguments["train_loop_config"]
     environment = {**config["environment"], **private}
     arguments = {**arguments, "train_loop_config": {**config, "environment": environment}}
+    if market := train_nodes.only(spec.market):
+        arguments["scaling_config"].label_selector = {train_nodes.MARKET: market}
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     backend = "nccl" if spec.resources.gpus else "gloo"
     return TorchTrainer(

@@ -7,6 +7,7 @@ connections only as things with free slots that take a frame, and keeps no reque
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from sundog.serving.admission import Pace, refuse_after_s
 from sundog.serving.batching import BatchSize
 from sundog.serving.contract import Contract, Parsed
 from sundog.serving.frames import BadFrame, cut, tensor_meta, with_traces
+from sundog.serving.health import Health, why_out
 from sundog.serving.stats import LaneStats
 from sundog.serving.streams import PartStream
 
@@ -27,6 +29,8 @@ RETRY_S = 5.0
 SWEEP_S = 0.05
 MAX_ATTEMPTS = 3
 _FAULT_STATUS = {"input": 400, "parts": 400}
+
+log = logging.getLogger("sundog.gateway")
 
 Outputs = list[tuple[str, list[int], bytes | memoryview]]
 
@@ -71,6 +75,10 @@ class Connection(Protocol):
     """Frames it takes now."""
     load: int
     """Rows under way."""
+    health: Health | None
+    """None: not one replica, and never left out."""
+    turn: int
+    """When it was last sent something, in frames of its lane."""
 
     def send(self, batch: Batch) -> None: ...
 
@@ -85,6 +93,7 @@ class Batch:
     calls: list[Call]
     rows: int
     sent_s: float = 0.0
+    connection: Connection | None = None
     done: bool = False
     meta: Any = None
     body: list[bytes | memoryview] = field(default_factory=list)
@@ -123,6 +132,9 @@ class Lane:
         self.pace = Pace()
         self.size = BatchSize(limits.batch, _bound_s(limits))
         self.now = now
+        self.left_out = 0
+        """Replicas that are left out, or were a moment ago"""
+        self._turns = 0
         self._pumping = False
         self._loop = asyncio.get_event_loop()
 
@@ -175,7 +187,7 @@ class Lane:
             if not self.queue:  # a frame's worth of them: who comes next waits for no more
                 for _ in range(min(len(self.later), self.limits.batch)):
                     self.queue.append(self.later.popleft())
-            free = [c for c in self.connections if c.free > 0]
+            free = self._free()
             if not free:
                 return
             share = -(-len(self.queue) // len(free))
@@ -184,7 +196,38 @@ class Lane:
                 return
             batch.sent_s = self.now()
             self.under_way += len(batch.calls)
-            min(free, key=_load).send(batch)
+            chosen = min(free, key=_preference)
+            self._turns += 1
+            chosen.turn, batch.connection = self._turns, chosen
+            chosen.send(batch)
+
+    def _free(self) -> list[Connection]:
+        """Replicas that take a frame now."""
+        return [c for c in self.good() if c.free > 0]
+
+    def good(self) -> list[Connection]:
+        """All but those that are left out, which wait while another is there, even if that is busy."""
+        if not self.left_out:
+            return self.connections
+        now_s = self.now()
+        good = [c for c in self.connections if c.health is None or not c.health.out(now_s)]
+        self.left_out = len(self.connections) - len(good)
+        return good or self.connections
+
+    def _judge(self, connection: Connection | None) -> None:
+        """Leave this one out for a while, if it is much worse than the others."""
+        if connection is None or connection.health is None:
+            return
+        others = [c.health for c in self.connections if c.health and c is not connection]
+        now_s = self.now()
+        why = why_out(connection.health, others, now_s)
+        if why is not None:
+            pause_s = connection.health.leave_out(now_s)
+            self.left_out += 1
+            log.warning(
+                "a replica of %s, version %s, is left out for %g s: %s",
+                self.contract.service, self.contract.version, pause_s, why,
+            )  # fmt: skip
 
     def _take(self, most: int) -> Batch | None:
         """The next calls that can share a frame, oldest first; rows of one call stay together."""
@@ -255,6 +298,11 @@ class Lane:
 
     def _learn(self, batch: Batch, now: float) -> None:
         """What a call of the model costs, whatever its answer was good for."""
+        connection = batch.connection
+        if connection is not None and connection.health is not None:
+            connection.health.answered(now - batch.sent_s)
+            if now - batch.sent_s > self.pace.service_s:  # else it is no slow one
+                self._judge(connection)
         self.pace.answered(
             len(batch.calls), batch.sent_s, now, bool(self.under_way or self.queue or self.later)
         )
@@ -271,6 +319,9 @@ class Lane:
 
     def failed(self, batch: Batch, kind: str, message: str) -> None:
         self.under_way -= len(batch.calls)
+        if kind == "model" and batch.connection is not None and batch.connection.health is not None:
+            batch.connection.health.failed()
+            self._judge(batch.connection)
         if kind == "parts":
             self.streams = True
         if kind == "busy":
@@ -342,8 +393,9 @@ def _too_late(deadline_s: float) -> NotServed:
     return NotServed(504, f"not answered within the service's deadline of {deadline_s:g} s")
 
 
-def _load(connection: Connection) -> int:
-    return connection.load
+def _preference(connection: Connection) -> tuple[int, int]:
+    """The least loaded, of these the one whose turn is longest ago."""
+    return connection.load, connection.turn
 
 
 def _settle(call: Call, outputs: Outputs) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sundog.serving import frames
 from sundog.serving.contract import Parsed
+from sundog.serving.health import Health
 from sundog.serving.lane import Batch, Lane
 from sundog.serving.streams import PartStream, call_frame
 
@@ -24,6 +25,8 @@ class SocketLink(asyncio.Protocol):
     def __init__(self, lane: Lane, on_closed: Callable[[SocketLink], None]) -> None:
         self.load = 0
         self.free = 0
+        self.turn = 0
+        self.health: Health | None = Health()
         self._lane = lane
         self._on_closed = on_closed
         self._reader = frames.Reader()
@@ -191,6 +194,8 @@ class HandleLink:
     def __init__(self, lane: Lane, handle: Handle, slots: int) -> None:
         self.load = 0
         self.free = slots
+        self.turn = 0
+        self.health: Health | None = None
         self._lane = lane
         self._handle = handle
         self._tasks: set[asyncio.Task[None]] = set()

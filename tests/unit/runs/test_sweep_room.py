@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sweep_space import RUN, spec
 
-from sundog.runs.sweep_room import MARKET, Room, Sizes, sizes
+from sundog.rayapi.train_nodes import MARKET
+from sundog.runs.sweep_room import Room, Sizes, sizes
 
 
 def of(workers, concurrent="auto"):

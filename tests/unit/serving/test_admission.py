@@ -38,7 +38,7 @@ class World:
             CONTRACT, Limits(deadline_s=5.0, batch=batch, slo_s=slo_s), now=lambda: self.now
         )
         self.lane.connections.append(self)
-        self.free, self.load = 2, 0
+        self.free, self.load, self.turn, self.health = 2, 0, 0, None
         self.batches, self.done_s = deque(), 0.0
         self.events: list = []
         self.answered: list[tuple[float, float, bool]] = []

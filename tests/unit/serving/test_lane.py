@@ -23,6 +23,7 @@ class Link:
 
     def __init__(self, lane, free=1):
         self.lane, self.free, self.load, self.batches = lane, free, 0, []
+        self.turn, self.health = 0, None
         lane.connections.append(self)
 
     def send(self, batch):

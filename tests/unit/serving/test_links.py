@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -337,3 +338,74 @@ def test_a_replica_hangs_up_on_what_is_no_call(started, noise):
         writer.close()
 
     asyncio.run(main())
+
+
+class Slow(Scale):
+    """Takes `pause_s`."""
+
+    pause_s = 0.0
+
+    def predict(self, inputs):
+        time.sleep(self.pause_s)
+        return super().predict(inputs)
+
+
+def test_a_slow_replica_is_left_out_and_comes_back_when_it_is_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(sockets_module, "_socket_parent", lambda: None)
+    models = [Slow(2.0), Slow(2.0)]
+    servers = [SocketServer(Runner(m, SIGNATURE)) for m in models]
+    for server in servers:
+        server.start()
+
+    async def main():
+        serve = Serve()
+        routes = Routes(reaching(serve.watch))
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        serve.say("s--v1", *servers)
+        await until(lambda: len(lane(routes).connections) == 2)
+        for _ in range(20):  # one after the other: both have their turn
+            await ask(routes, [1.0, 2.0])
+        assert models[0].calls == models[1].calls == 10
+        models[1].pause_s = 0.15
+        before = models[1].calls
+        for _ in range(60):
+            await ask(routes, [1.0, 2.0])
+        assert models[1].calls - before <= 5, "left out once it was seen"
+        assert models[0].calls >= 65
+        models[1].pause_s = 0.0
+        seen = models[1].calls
+        async with asyncio.timeout(30):
+            while models[1].calls < seen + 10:
+                await ask(routes, [1.0, 2.0])
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    for server in servers:
+        server._loop.call_soon_threadsafe(server._stop.set)
+        server.thread.join(5)
+
+
+def test_one_that_is_left_out_serves_when_it_is_the_only_one(started):
+    async def main():
+        serve = Serve()
+        routes = Routes(reaching(serve.watch))
+        routes.apply(snapshot(1, s=service("1")))
+        await asyncio.sleep(0)
+        one, two = started(2.0), started(2.0)
+        serve.say("s--v1", one, two)
+        await until(lambda: len(lane(routes).connections) == 2)
+        lane(routes).connections[0].health.leave_out(lane(routes).now())
+        lane(routes).left_out = 1
+        first = lane(routes).connections[0]
+        serve.say("s--v1", *(s for s in (one, two) if s.path in routes_of(first, routes)))
+        await until(lambda: lane(routes).connections == [first])
+        assert await ask(routes, [1.0, 2.0]) == [[2.0, 4.0]]
+
+    asyncio.run(main())
+
+
+def routes_of(connection, routes):
+    """The path that a connection leads to."""
+    links = routes.services["s"].versions["1"].reach._links
+    return [path for path, link in links.items() if link is connection]
