@@ -268,7 +268,7 @@ def on_demand(scene: Scene) -> None:
 def spot_first(scene: Scene) -> None:
     """A run is on a spot node while there is one, then wherever there is room."""
     steady, spot = scene.node("on-demand"), scene.node("spot")
-    scene.start(steps=600, workers=1, market="spot-first", max_failures=0)
+    scene.start(steps=600, workers=1, market="spot-first")
     scene.working(1)
     assert scene.taken() == {spot.node_id}
     spot.kill_raylet(check_alive=False)
