@@ -57,6 +57,7 @@ FOREIGN = {
 }  # fmt: skip
 ROWS = (*OWN, EDGE, *RAY, *FOREIGN)
 
+# A body from a file, asked for over and over.
 LUA = """
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
@@ -109,33 +110,42 @@ class Row:
 
 
 @contextmanager
-def sundog_row(folder: Path, path: Path, signature: Any, gateways: int = 1) -> Iterator[Row]:
-    """The whole platform: `sundog deploy` of one service on a local Ray, and a key for it."""
+def deployed(
+    root: str, folder: Path, services: list[dict[str, Any]], gateways: int = 1
+) -> Iterator[tuple[LocalRay, dict[str, str]]]:
+    """The whole platform: `sundog deploy` of services on a local Ray, and the headers with a key."""
     from sundog.control.serve_files import deploy_file
-    from sundog.storage.models import Registry
-    from sundog.storage.root import open_root
 
-    root = open_root(f"file://{folder}/root-{gateways}")
-    Registry(root).import_export("mlp", path, signature, alias="champion")
-    file = folder / "mlp.yaml"
-    file.write_text(
-        "proxy_location: Disabled\napplications:\n- name: mlp\n  import_path: sundog:service\n"
-        "  route_prefix: null\n  args: {service: mlp, model: mlp@champion}\n"
-    )
-    with LocalRay(root.url, num_cpus=2, object_store_bytes=256 * 2**20, gateways=gateways) as ray:
+    file = folder / "services.yaml"
+    common = {"import_path": "sundog:service", "route_prefix": None}
+    apps = [{"name": s["service"], **common, "args": s} for s in services]
+    file.write_text(json.dumps({"proxy_location": "Disabled", "applications": apps}))
+    with LocalRay(root, num_cpus=2, object_store_bytes=256 * 2**20, gateways=gateways) as ray:
         token = Path(ray.endpoints.token_path).read_text().strip()
         deploy_file(file, ray.endpoints.dashboard, token)
-        url = f"{ray.endpoints.gateway}/v2/models/mlp"
-        wait(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 200)
+        for service in services:
+            url = f"{ray.endpoints.gateway}/v2/models/{service['service']}"
+            wait(lambda u=url: httpx.get(f"{u}/ready", trust_env=False).status_code == 200)
         made = subprocess.run(
             [str(Path(sys.executable).parent / "sundog"), "keys", "create", "bench", "--json"],
             env=ray.environment() | {"RAY_ADDRESS": ray.endpoints.gcs}, capture_output=True,
             text=True, check=True,
         )  # fmt: skip
-        headers = {"x-api-key": json.loads(made.stdout)["key"]}
-        infer = f"{url}/infer"
-        wait(lambda: httpx.post(infer, trust_env=False).status_code == 401)
-        yield Row(infer, [p.pid for p in ray.processes()], headers)
+        wait(lambda: httpx.post(f"{url}/infer", trust_env=False).status_code == 401)
+        yield ray, {"x-api-key": json.loads(made.stdout)["key"]}
+
+
+@contextmanager
+def sundog_row(folder: Path, path: Path, signature: Any, gateways: int = 1) -> Iterator[Row]:
+    from sundog.storage.models import Registry
+    from sundog.storage.root import open_root
+
+    root = open_root(f"file://{folder}/root-{gateways}")
+    Registry(root).import_export("mlp", path, signature, alias="champion")
+    services = [{"service": "mlp", "model": "mlp@champion"}]
+    with deployed(root.url, folder, services, gateways) as (ray, headers):
+        url = f"{ray.endpoints.gateway}/v2/models/mlp/infer"
+        yield Row(url, [p.pid for p in ray.processes()], headers)
 
 
 @contextmanager
