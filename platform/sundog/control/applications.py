@@ -60,7 +60,7 @@ def gateway_app(place: GatewayPlace, count: int = 1) -> Any:
         max_constructor_retry_count=3, **several,
     )  # fmt: skip
     version = f"{__version__}/{place.address}/{gateways}/{place.nodes}"
-    mine = {**asdict(place), "app": GATEWAY_APP}
+    mine = {**config, "app": GATEWAY_APP}
     bound = serve_apps.pinned(deployment, version).bind(mine)
     if gateways == 1:
         return bound

@@ -98,9 +98,9 @@ def bind_privately(path: Path) -> socket.socket:
 
 
 class Gateway:
-    """The Serve deployment. `config`: {address, gateways, nodes, app}: where it listens, how many there
-    are on a node, on which nodes; one of several of a node listens on a private socket, and the edge
-    has the address."""
+    """The Serve deployment. `config`: {address, gateways, nodes, count, app}: where it listens, how many
+    there are on a node, on which nodes and how many of these; one of several of a node listens on a
+    private socket, and the edge has the address."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         serve_ports.bind_to_node()
@@ -108,6 +108,7 @@ class Gateway:
         self._address = here(config["address"], ip)
         self._app: str = config.get("app", "")
         self._gateways: int = config.get("gateways", 1)
+        self._in_all = in_all(config)
         self._several = self._gateways > 1 or config.get("nodes", HEAD) != HEAD
         identity = Identity.make(f"gateway {gateway_name()}")
         self._identity, self._inbound = identity, Inbound(identity, ip)
@@ -155,7 +156,7 @@ class Gateway:
             return Reach(lane, app, deployment, serve_targets.watch, _Handle, node, inbound)
 
         routes = Routes(reach)
-        keys, metrics = KeyRing(gateways=self._gateways), Metrics()
+        keys, metrics = KeyRing(gateways=self._in_all), Metrics()
         access = AccessLog(access_log_path())
         observer, remembered = Observer(), Remembered()
         oidc = oidc_of(os.environ.get("SUNDOG_OIDC", ""))
@@ -240,7 +241,9 @@ class Gateway:
             self._failure = reason or ServiceError(f"{task.get_name()} came to an end")
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """The deployment's digest rides in `user_config`; there is nothing to change in place."""
+        """Nodes came or went: limits are shared among more or fewer gateways."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.calls.limiter.among, in_all(config))
 
     def check_health(self) -> None:
         if self._failure is not None or not self._thread.is_alive():
@@ -265,6 +268,11 @@ class _Handle:
         handle = serve.get_deployment_handle(deployment, app)
         self.infer = handle.infer.remote
         self.stream = handle.options(stream=True).stream.remote
+
+
+def in_all(config: dict[str, Any]) -> int:
+    """How many gateways there are on all nodes."""
+    return int(config.get("gateways", 1)) * int(config.get("count", 1))
 
 
 def access_log_path() -> Path | None:

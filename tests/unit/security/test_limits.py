@@ -36,6 +36,13 @@ def test_a_key_without_limits_is_not_even_remembered(clock):
     assert not made.active
 
 
+def test_one_of_many_begins_with_its_part(clock):
+    made = limiter(clock)
+    made.among(4)
+    made.update([Allowed(KEY, rate=8.0, burst=8)])
+    assert passed(made, 20) == 2
+
+
 def test_a_gateway_spends_its_lease_and_says_when_to_come_back(clock):
     made = limiter(clock, quota=250)
     assert passed(made, 10) == 5, "before control was heard: one first lease"

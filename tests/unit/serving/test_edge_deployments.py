@@ -118,6 +118,8 @@ def test_two_gateways_behind_the_edge_and_one_that_leaves(world):
     try:
         wait_for("no gateway yet", lambda: client.get("/").status_code == 503)
         gateways = [gateway.Gateway(config) for _ in range(2)]
+        gateways[0].reconfigure({**config, "count": 3})  # as many on two nodes more
+        wait_for("six share limits", lambda: gateways[0].calls.limiter._gateways == 6)
         doors = [Replica(f"r{i}", g.record_replica_metadata()) for i, g in enumerate(gateways)]
         world.tell("a", "Gateway", doors)
 
