@@ -53,7 +53,7 @@ class Slow(Recipe):
         pytest.param("raylet", marks=pytest.mark.slow),
         pytest.param("notice_to_all", marks=pytest.mark.long),
         pytest.param("on_demand", marks=pytest.mark.long),
-        pytest.param("spot_first", marks=pytest.mark.slow),
+        pytest.param("spot_first", marks=pytest.mark.long),
     ],
 )
 def test_nodes(tmp_path: Path, name: str) -> None:
