@@ -18,6 +18,7 @@ from sundog.cli.output import Json, Output
 from sundog.errors import ClusterError, SpecError
 from sundog.rayapi.local import read_record
 from sundog.security.tls import certificate_of
+from sundog.serving.places import default_nodes
 
 _SCHEMAS: dict[str, Any] = {
     "run": specs.RunSpec,
@@ -151,6 +152,7 @@ def up(
     (home() / "root").mkdir(parents=True, exist_ok=True)
     address = _free_gateway(gateway)
     certificate_of(address)
+    default_nodes(address)
     grpc_address = "" if grpc == "off" else grpc
     if grpc_address:
         grpc_address = _free_gateway(f"http://{grpc_address}", "--grpc ").removeprefix("http://")

@@ -12,6 +12,7 @@ from typing import Any
 from sundog.control.client import ensure_control
 from sundog.control.serving_plan import ANCHOR, GATEWAY_APP
 from sundog.errors import SpecError
+from sundog.serving.places import default_address, default_gateways, default_nodes
 from sundog.spec import ServiceSpec
 from sundog.spec.load import validate
 
@@ -53,6 +54,9 @@ def check(args: dict[str, Any]) -> ServiceSpec:
         raise SpecError(f"{spec.service!r} cannot be a service's name", "choose another one")
     root = open_root(spec.root or os.environ.get("SUNDOG_ROOT") or (get_config() or {}).get("root"))
     check_reach(root)
+    # Control could only log what is wrong with these.
+    default_gateways()
+    default_nodes(default_address())
     found = Registry(root).get(spec.model)
     limit_s = spec.slo.whole_s
     if limit_s and (profile := profiles.kept(root, found.name, found.version)) is not None:

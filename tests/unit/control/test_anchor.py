@@ -18,6 +18,19 @@ def nodes(*addresses: str) -> list[dict]:
     ]
 
 
+@pytest.fixture
+def same(tmp_path):
+    """The arguments of a service whose model is there."""
+    root, source = open_root((tmp_path / "root").as_uri()), tmp_path / "source"
+    source.mkdir()
+    (source / "same.py").write_text(
+        "class Same:\n    def predict(self, inputs):\n        return inputs\n"
+    )
+    x = TensorSpec("x", "FP32", (-1, 2))
+    Registry(root).import_python("same", source, "same:Same", Signature((x,), (x,)))
+    return {"service": "same", "model": "same@1", "root": root.url, "allow_code": True}
+
+
 def test_a_service_is_checked_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: nodes("10.0.0.1"))
     args = {"service": "digits", "model": "digits@champion", "root": tmp_path.as_uri()}
@@ -33,19 +46,19 @@ def test_a_service_is_checked_before_anything_starts(tmp_path, monkeypatch):
     assert "s3://" in raised.value.fix
 
 
-def test_an_slo_that_an_idle_replica_misses_is_refused(tmp_path, monkeypatch):
+def test_where_gateways_cannot_be_is_said_at_deploy(monkeypatch, same):
     monkeypatch.setattr(ray, "nodes", lambda: nodes("10.0.0.1"))
-    root, source = open_root((tmp_path / "root").as_uri()), tmp_path / "source"
-    source.mkdir()
-    (source / "same.py").write_text(
-        "class Same:\n    def predict(self, inputs):\n        return inputs\n"
-    )
-    x = TensorSpec("x", "FP32", (-1, 2))
-    Registry(root).import_python("same", source, "same:Same", Signature((x,), (x,)))
-    args = {
-        "service": "same", "model": "same@1", "root": root.url, "allow_code": True,
-        "slo": {"p99": "20ms"},
-    }  # fmt: skip
+    monkeypatch.setenv("SUNDOG_GATEWAY_NODES", "all")
+    with pytest.raises(ServiceError, match=r"nobody reaches http://127\.0\.0\.1:8420"):
+        check(same)
+    monkeypatch.setenv("SUNDOG_GATEWAY", "http://node:8420")
+    assert check(same).service == "same"
+
+
+def test_an_slo_that_an_idle_replica_misses_is_refused(monkeypatch, same):
+    monkeypatch.setattr(ray, "nodes", lambda: nodes("10.0.0.1"))
+    args = {**same, "slo": {"p99": "20ms"}}
+    root = open_root(same["root"])
     assert check(args).slo.p99 == 0.02
     keep(root, ServiceProfile("same", 1, 1, 0.03, 20.0, 0.1, 2.0, {1: 0.03}))
     with pytest.raises(ServiceError, match=r"same@1 takes 30 ms even on an idle replica.*20 ms"):
