@@ -10,7 +10,6 @@ from gateway_kit import Served, gateway_of, tensors
 
 from sundog.serving.open_load import OpenLoad, zeros
 
-pytestmark = pytest.mark.slow
 
 CALL_S = 0.04
 BATCH = 4
@@ -35,11 +34,15 @@ def gateway():
         yield running.url
 
 
-def test_three_times_the_capacity(gateway):
+@pytest.mark.parametrize(
+    "seconds",
+    [pytest.param(12.0, marks=pytest.mark.slow), pytest.param(60.0, marks=pytest.mark.long)],
+)
+def test_three_times_the_capacity(gateway, seconds):
     async def loads():
         load = OpenLoad(gateway, "/v2/models/slow/infer", zeros(INPUTS))
         peak = await load.run(1.2 * CAPACITY, 4.0)
-        over = await load.run(3 * CAPACITY, 12.0)
+        over = await load.run(3 * CAPACITY, seconds)
         after = await load.run(0.3 * CAPACITY, 3.0)
         load.close()
         return peak, over, after
