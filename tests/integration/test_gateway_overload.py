@@ -10,7 +10,6 @@ from gateway_kit import Served, gateway_of, tensors
 
 from sundog.serving.open_load import OpenLoad, zeros
 
-
 CALL_S = 0.04
 BATCH = 4
 CAPACITY = BATCH / CALL_S

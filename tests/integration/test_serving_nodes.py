@@ -68,7 +68,11 @@ def main(gateways: int, folder: Path) -> None:
         nodes = {3: add(3, cpus=0), 4: add(4)}  # so a replica is on the head, one on 4
         ray.init(address=cluster.address, log_to_driver=False)
         register_scale(os.environ["SUNDOG_ROOT"], "scale", 2.0, folder)
-        ControlClient().deploy({"service": "s", "model": "scale@champion", "replicas": 2})
+        # Where no node is a spot node, those that would rather be on one are anywhere.
+        resources = {"cpus": 1, "market": "spot-first"}
+        ControlClient().deploy(
+            {"service": "s", "model": "scale@champion", "replicas": 2, "resources": resources}
+        )
         for number in nodes:
             wait_for(f"a gateway at {at(number)}", lambda n=number: answers(at(n)))
         all_of_them = 2 * gateways

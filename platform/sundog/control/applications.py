@@ -15,7 +15,7 @@ from sundog.control.serving_plan import (
     service_of,
 )
 from sundog.control.serving_plan import digest as spec_digest
-from sundog.rayapi import serve_apps
+from sundog.rayapi import serve_apps, train_nodes
 from sundog.serving.edge import Edge
 from sundog.serving.gateway import Gateway
 from sundog.serving.places import HEAD, label_of
@@ -83,6 +83,7 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
         options["accelerator_type"] = spec.resources.gpu
     if spec.resources.memory:
         options["memory"] = spec.resources.memory
+    options |= train_nodes.placing(spec.resources.market, spec.resources.labels)
     if spec.requirements:
         options["runtime_env"] = {"pip": list(spec.requirements)}
     parts = made_of(spec, place["version"])

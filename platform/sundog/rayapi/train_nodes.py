@@ -34,18 +34,18 @@ def elsewhere(market: str) -> dict[str, float]:
     return {node: 0.0 for node, has in found.items() if has != wanted}
 
 
-def placing(market: str) -> dict[str, Any]:
-    """Options of an actor that runs on nodes of this market: only there, or there first."""
+def placing(market: str, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Options of an actor on nodes with these labels: of this market only, or there first."""
+    always = dict(labels or {})
     wanted = only(market)
     if wanted is not None:
-        return {"label_selector": {MARKET: wanted}}
+        return {"label_selector": {**always, MARKET: wanted}}
     if market == "spot-first":
-        anywhere: dict[str, str] = {}
         return {
-            "label_selector": {MARKET: "spot"},
-            "fallback_strategy": [{"label_selector": anywhere}],
+            "label_selector": {**always, MARKET: "spot"},
+            "fallback_strategy": [{"label_selector": always}],
         }
-    return {}
+    return {"label_selector": always} if always else {}
 
 
 def room(need: Mapping[str, float], without: Mapping[str, float]) -> int:

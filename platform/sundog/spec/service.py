@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from sundog.spec.base import Name, Reference, Spec
 from sundog.spec.environment import Environment
 from sundog.spec.quantity import DurationS, MemoryBytes, Range, Share
-from sundog.spec.run import Resources
+from sundog.spec.run import Market, Resources
 
 
 class Slo(Spec):
@@ -114,6 +114,16 @@ class Rollout(Spec):
         return self
 
 
+class Places(Resources):
+    """What one replica needs, and on which nodes it may be."""
+
+    market: Market = "any"
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="of its node, as Ray has them",
+        examples=[{"sundog.pool": "web"}],
+    )  # fmt: skip
+
+
 class ServiceSpec(Environment):
     """`args` of an application in `deployments/*.yaml`."""
 
@@ -123,7 +133,7 @@ class ServiceSpec(Environment):
     keep_warm: DurationS = Field(
         600.0, description="replicas 0..n: how much idle time of a replica a cold start is worth"
     )
-    resources: Resources = Resources(cpus=0)
+    resources: Places = Places(cpus=0)
     slo: Slo = Slo()
     signals: tuple[Signal, ...] = Field(
         (),
