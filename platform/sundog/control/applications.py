@@ -42,22 +42,21 @@ def gateway_app(place: GatewayPlace, count: int = 1) -> Any:
 
     config, gateways = place.config(count), place.gateways
     options: dict[str, Any] = {"num_cpus": 0}
-    several: dict[str, Any] = {}
-    per_node: dict[str, Any] = {}
     if place.nodes == HEAD:
         options["resources"] = {"node:__internal_head__": 0.001}
-        if gateways > 1:
-            several = {"max_surge_percent": 100}
-    else:
-        # As many as fit: with one edge and so many gateways a node, each edge has its gateways.
-        per_node = {"max_replicas_per_node": 1}
-        several = {"max_replicas_per_node": gateways}
-        if labels := label_of(place.nodes):
-            options["label_selector"] = labels
+    elif labels := label_of(place.nodes):
+        options["label_selector"] = labels
+
+    def spread(each: int) -> dict[str, Any]:
+        """So many on a node: as many as fit there in all, so each edge has its gateways beside it."""
+        if place.nodes != HEAD:
+            return {"max_replicas_per_node": each}
+        return {"max_surge_percent": 100} if gateways > 1 else {}
+
     deployment = serve.deployment(
         Gateway, name="Gateway", num_replicas=gateways * count, ray_actor_options=options,
         user_config=config, health_check_period_s=1, graceful_shutdown_timeout_s=20,
-        max_constructor_retry_count=3, **several,
+        max_constructor_retry_count=3, **spread(gateways),
     )  # fmt: skip
     version = f"{__version__}/{place.address}/{gateways}/{place.nodes}"
     mine = {**config, "app": GATEWAY_APP}
@@ -67,7 +66,7 @@ def gateway_app(place: GatewayPlace, count: int = 1) -> Any:
     edge = serve.deployment(
         Edge, name="Edge", num_replicas=count, ray_actor_options=options, user_config=config,
         health_check_period_s=1, graceful_shutdown_timeout_s=40, max_constructor_retry_count=3,
-        **(per_node or several),
+        **spread(1),
     )  # fmt: skip
     return serve_apps.pinned(edge, version).bind(mine, bound)
 

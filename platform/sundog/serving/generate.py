@@ -73,4 +73,4 @@ async def _connection(lane: Lane) -> Connection:
         if WALL.monotonic_s() >= end_s:
             raise NotServed(503, lane.waiting_message, RETRY_S)
         await asyncio.sleep(0.02)
-    return min(lane.good(), key=lambda c: c.load)
+    return lane.choose(lane.good())

@@ -28,7 +28,7 @@ Make = Callable[[], asyncio.Protocol]
 
 
 class Inbound:
-    """`open` and `expect` belong to the loop that serves; the port is taken before."""
+    """`expect` and `forget` belong to the loop that serves; the port is taken before."""
 
     def __init__(self, identity: Identity, host: str) -> None:
         self._identity = identity

@@ -187,7 +187,7 @@ class Lane:
             if not self.queue:  # a frame's worth of them: who comes next waits for no more
                 for _ in range(min(len(self.later), self.limits.batch)):
                     self.queue.append(self.later.popleft())
-            free = self._free()
+            free = [c for c in self.good() if c.free > 0]
             if not free:
                 return
             share = -(-len(self.queue) // len(free))
@@ -196,14 +196,15 @@ class Lane:
                 return
             batch.sent_s = self.now()
             self.under_way += len(batch.calls)
-            chosen = min(free, key=_preference)
-            self._turns += 1
-            chosen.turn, batch.connection = self._turns, chosen
-            chosen.send(batch)
+            batch.connection = self.choose(free)
+            batch.connection.send(batch)
 
-    def _free(self) -> list[Connection]:
-        """Replicas that take a frame now."""
-        return [c for c in self.good() if c.free > 0]
+    def choose(self, some: list[Connection]) -> Connection:
+        """The least loaded, of these the one whose turn is longest ago; now it was its turn."""
+        chosen = min(some, key=_preference)
+        self._turns += 1
+        chosen.turn = self._turns
+        return chosen
 
     def good(self) -> list[Connection]:
         """All but those that are left out, which wait while another is there, even if that is busy."""
@@ -394,7 +395,6 @@ def _too_late(deadline_s: float) -> NotServed:
 
 
 def _preference(connection: Connection) -> tuple[int, int]:
-    """The least loaded, of these the one whose turn is longest ago."""
     return connection.load, connection.turn
 
 

@@ -108,6 +108,13 @@ async def until(check):
         await asyncio.sleep(0.01)
 
 
+async def joined(world):
+    """Serve has told each of the other, and the replica has called."""
+    world.tell_gateway(world.me.certificate)
+    world.tell_replica(world.door)
+    await until(lambda: kinds(world.lane) == ["SocketLink"])
+
+
 def kinds(lane):
     return [type(c).__name__ for c in lane.connections]
 
@@ -138,9 +145,7 @@ def test_a_replica_that_calls_before_it_is_known_calls_again(monkeypatch):
 
 def test_a_lost_connection_is_replaced_and_bridged(monkeypatch):
     async def scenario(world):
-        world.tell_gateway(world.me.certificate)
-        world.tell_replica(world.door)
-        await until(lambda: kinds(world.lane) == ["SocketLink"])
+        await joined(world)
         [first] = world.lane.connections
         first.drop()
         await until(lambda: kinds(world.lane) == ["HandleLink"])
@@ -153,9 +158,7 @@ def test_a_lost_connection_is_replaced_and_bridged(monkeypatch):
 
 def test_a_replica_that_leaves_finishes_and_calls_no_more(monkeypatch):
     async def scenario(world):
-        world.tell_gateway(world.me.certificate)
-        world.tell_replica(world.door)
-        await until(lambda: kinds(world.lane) == ["SocketLink"])
+        await joined(world)
         await world.server.drain()
         assert not world.server.peers
         assert kinds(world.lane) == ["HandleLink"], "Serve has not said yet that it is gone"
@@ -169,9 +172,7 @@ def test_a_replica_that_leaves_finishes_and_calls_no_more(monkeypatch):
 
 def test_a_gateway_that_serve_names_no_more_is_not_called_again(monkeypatch):
     async def scenario(world):
-        world.tell_gateway(world.me.certificate)
-        world.tell_replica(world.door)
-        await until(lambda: kinds(world.lane) == ["SocketLink"])
+        await joined(world)
         world.tell_replica()
         await asyncio.sleep(0.05)
         assert await world.ask() == [2.0, 4.0], "what is there stays"
@@ -199,9 +200,7 @@ def test_nobody_else_gets_in(monkeypatch):
     async def scenario(world):
         with pytest.raises(ConnectionRefusedError):
             await asyncio.to_thread(greet, world.door.address, world.me, world.identity)
-        world.tell_gateway(world.me.certificate)
-        world.tell_replica(world.door)
-        await until(lambda: kinds(world.lane) == ["SocketLink"])
+        await joined(world)
         stranger = Identity.make("stranger")
         with pytest.raises(REFUSED):
             await asyncio.to_thread(greet, world.door.address, stranger, world.identity)
