@@ -6,8 +6,9 @@ Moves tensors over a torch process group, or over nothing when a worker is alone
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 HEADER = 2
 """int64 numbers that ride along with every gradient: what was consumed, and a flag."""
-_DIGITS = 4 * HEADER  # of 16 bits each, which a float32 holds exactly
+_DIGITS = 4 * HEADER  # of 16 bits each, which a float32 holds exactly, and so does a sum with zeros
 
 
 PROBE_BYTES = 16 * 2**20
@@ -98,8 +99,10 @@ class Alone:
 class Group:
     """The exchange over a torch process group (gloo or nccl).
 
-    Exact sums: each rank sends the partial sums of its whole subtrees, so that everybody adds them
-    in the same order. With `exact=False` one all-reduce does it, in whatever order is fastest.
+    Exact sums: each rank adds up one slice of the gradient, from the partial sums of everybody's whole
+    subtrees in the order of the tree, and then all swap their slices: twice the gradient's size
+    travels, however many they are. With `exact=False` one all-reduce does it, in whatever order is
+    fastest. Headers lie behind the gradient, each rank's in a place of its own, and are added with it.
     """
 
     def __init__(self, group: Any = None, exact: bool = True) -> None:
@@ -163,40 +166,42 @@ class Group:
     def _in_order(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
     ) -> tuple[torch.Tensor, list[list[int]]]:
-        size = slots[0].numel()
-        buffers = self._meet(count, slots[0])
-        for seat, slot in zip(buffers.seats, slots, strict=False):
-            if seat.data_ptr() != slot.data_ptr():
-                seat.copy_(slot)
-        words = torch.tensor(list(header), dtype=torch.int64).view(torch.float32)
-        buffers.sent[-words.numel() :].copy_(words)
-        rows = buffers.rows
-        dist.all_gather_single(rows.view(-1), buffers.sent, group=self._group)
-        known = {
-            node: rows[rank, i * size : (i + 1) * size]
-            for rank in range(self.world)
-            for i, node in enumerate(buffers.nodes[rank])
-        }
+        buffers = self._fill(count, slots, header)
+        known: dict[Node, torch.Tensor] = {}
+        for turn, nodes in enumerate(buffers.turns):
+            width = buffers.slice
+            sends = [width if turn < len(slots) else 0] * self.world
+            takes = [0 if node is None else width for node in nodes]
+            taken = buffers.taken[turn]
+            dist.all_to_all_single(taken, buffers.part(turn), takes, sends, group=self._group)
+            known |= zip([n for n in nodes if n], taken.view(-1, width), strict=True)
         # In place: what was received is of no use afterwards.
-        total = add_up(Node(0, count), known, torch.Tensor.add_)
-        headers = rows[:, -words.numel() :].cpu().contiguous().view(torch.int64)
-        return total, headers.tolist()
+        own = add_up(Node(0, count), known, torch.Tensor.add_)
+        dist.all_gather_single(buffers.total, own, group=self._group)
+        return self._read(buffers.total, slots[0].numel())
 
     def _fast(
         self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]
     ) -> tuple[torch.Tensor, list[list[int]]]:
-        buffers = self._meet(count, slots[0])
-        seat, tail = buffers.seats[0], buffers.sent[slots[0].numel() :]
-        if seat.data_ptr() != slots[0].data_ptr():
-            seat.copy_(slots[0])
+        buffers = self._fill(count, slots[:1], header)
         for slot in slots[1:]:
-            seat += slot
-        # The headers are summed too, each rank's in a place of its own: one message less a step.
+            buffers.seats[0].add_(slot)
+        dist.all_reduce(buffers.sent, group=self._group)
+        return self._read(buffers.sent, slots[0].numel())
+
+    def _fill(self, count: int, slots: Sequence[torch.Tensor], header: Sequence[int]) -> _Buffers:
+        buffers = self._meet(count, slots[0])
+        for seat, slot in zip(buffers.seats, slots, strict=False):
+            if seat.data_ptr() != slot.data_ptr():
+                seat.copy_(slot)
+        tail = buffers.sent[slots[0].numel() :][: self.world * _DIGITS]
         tail.zero_()
         tail[self.rank * _DIGITS : (self.rank + 1) * _DIGITS] = torch.tensor(_digits(header))
-        dist.all_reduce(buffers.sent, group=self._group)
-        heads = tail.view(self.world, HEADER, 4).tolist()
-        return seat, [[_from_digits(word) for word in head] for head in heads]
+        return buffers
+
+    def _read(self, summed: torch.Tensor, size: int) -> tuple[torch.Tensor, list[list[int]]]:
+        heads = summed[size:][: self.world * _DIGITS].view(self.world, HEADER, 4).tolist()
+        return summed[:size], [[_from_digits(word) for word in head] for head in heads]
 
     def _meet(self, count: int, like: torch.Tensor) -> _Buffers:
         key = (count, like.numel(), like.device)
@@ -213,22 +218,31 @@ class _Buffers:
     key: tuple[Any, ...]
     sent: torch.Tensor
     seats: list[torch.Tensor]  # views of `sent`
-    nodes: list[list[Node]]  # by rank: what its seats sum up
-    rows: torch.Tensor  # by rank: what it sent
+    slice: int = 0  # how many numbers a rank adds up for all
+    turns: Sequence[Sequence[Node | None]] = ()  # whose partial sums travel in a turn, by rank
+    taken: Sequence[torch.Tensor] = ()  # by turn: this rank's slice of each of them
+    total: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def in_order(cls, key: tuple[Any, ...], world: int, rank: int, like: torch.Tensor) -> _Buffers:
         count, size = key[0], like.numel()
         nodes = [partials(count, *share(count, world, r)) for r in range(world)]
-        most = max(len(n) for n in nodes)
-        sent = like.new_zeros(most * size + 2 * HEADER)
-        seats = [sent[i * size : (i + 1) * size] for i in range(len(nodes[rank]))]
-        return cls(key, sent, seats, nodes, like.new_zeros(world, sent.numel()))
+        turns = list(zip_longest(*nodes))
+        width = -(-(size + world * _DIGITS) // world)
+        sent = like.new_zeros(len(nodes[rank]), world * width)
+        taken = [like.new_zeros(width * sum(n is not None for n in turn)) for turn in turns]
+        seats = [part[:size] for part in sent]
+        return cls(key, sent.view(-1), seats, width, turns, taken, like.new_zeros(world * width))
 
     @classmethod
     def fast(cls, key: tuple[Any, ...], world: int, rank: int, like: torch.Tensor) -> _Buffers:
         sent = like.new_zeros(like.numel() + world * _DIGITS)
-        return cls(key, sent, [sent[: like.numel()]], [], sent[:0])
+        return cls(key, sent, [sent[: like.numel()]])
+
+    def part(self, turn: int) -> torch.Tensor:
+        """What is sent in a turn: a partial sum, one slice for each rank; nothing without one left."""
+        size = self.total.numel()
+        return self.sent[turn * size : (turn + 1) * size]
 
 
 def _digits(header: Sequence[int]) -> list[float]:

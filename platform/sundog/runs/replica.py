@@ -56,21 +56,18 @@ class Replica:
             recompute_blocks(self.model)
         if spec.compile:
             self.model.compile()
-        # What the optimizer steps with: the mean gradient, flat.
-        self._mean = torch.zeros(sum(p.numel() for p in self.params), device=device)
         self._views: dict[int, list[torch.Tensor]] = {}
-        self._aim(self._mean)
 
     def seat(self, world: int, rank: int) -> None:
         """Take place `rank` in a group of `world`: room for that place's partial sums."""
         own = len(partials(self.plan.count, *share(self.plan.count, world, rank)))
-        width = self._mean.numel() + 1  # the loss is summed with the gradient
+        width = sum(p.numel() for p in self.params) + 1  # the loss is summed with the gradient
         self.slots = [torch.zeros(width, device=self.device) for _ in range(own)]
         self._views = {}  # of the slots before
         self._seat = world, rank
 
-    def _aim(self, flat: torch.Tensor) -> None:
-        """Let gradients land in this flat buffer: it is what is summed and sent."""
+    def _views_of(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """The parameters' places in a flat gradient, which is what is summed and sent."""
         views = self._views.get(flat.data_ptr())
         if views is None:
             ends = itertools.accumulate(p.numel() for p in self.params)
@@ -79,8 +76,7 @@ class Replica:
                 for p, end in zip(self.params, ends, strict=True)
             ]
             self._views[flat.data_ptr()] = views
-        for p, view in zip(self.params, views, strict=True):
-            p.grad = view
+        return views
 
     def compute(self, step: int, indices: Any, first_row: int) -> None:
         """This worker's partial sums, each a whole subtree of the tree over micro-batches.
@@ -102,12 +98,15 @@ class Replica:
     ) -> None:
         """Sum gradient and loss of the micro-batches under `node` into `out`, in the tree's order."""
         if node.leaf:
-            self._aim(out)
-            out.zero_()
+            for p in self.params:
+                p.grad = None  # autograd then leaves its own there, where it would add to ours
             loss = self.loss(step, node.start, rows.get(node.start))
-            scaled = loss * self.scaler.scale if self.scaler else loss
+            # The sum over all micro-batches is then the mean: nothing is divided afterwards.
+            scaled = loss * ((self.scaler.scale if self.scaler else 1.0) / self.plan.count)
             with blamed("recipe: backward of loss()"):
                 scaled.backward()  # type: ignore[no-untyped-call]
+            for p, view in zip(self.params, self._views_of(out), strict=True):
+                _put(p.grad, view)
             out[-1] = loss.detach()
             return
         left, right = node.children()
@@ -128,7 +127,7 @@ class Replica:
         with blamed("recipe: reading dataset('train')"):
             batch = to_device(fetch(self.train, rows), self.device)
         key = mix(self.spec.seed, step, micro)
-        torch.manual_seed(key)
+        seeded(key, self.device)
         rng = torch.Generator(self.device).manual_seed(key ^ 1)
         with blamed("recipe: loss()"), mode or nullcontext(), autocast(self.spec, self.device):
             loss = self.recipe.loss(self.model, batch, rng)
@@ -142,18 +141,20 @@ class Replica:
     def apply(self, step: int, total: torch.Tensor) -> None:
         """One step of the optimizer with the sum over all micro-batches. Everybody has the same sum,
         so everybody clips, scales and skips alike. RunError when the gradient is not finite."""
-        scale = self.scaler.scale if self.scaler else 1.0
-        torch.div(total[:-1], self.plan.count * scale, out=self._mean)
+        mean = total[:-1]
+        if self.scaler:
+            mean.div_(self.scaler.scale)
         if self.scaler or self.spec.clip:
-            norm = float(torch.linalg.vector_norm(self._mean))
+            norm = float(torch.linalg.vector_norm(mean))
             if self.scaler and not self.scaler.saw(math.isfinite(norm)):
                 return  # too large for half precision: the next step is scaled down
             if not math.isfinite(norm):
                 raise diverged(step, f"the gradient's norm became {norm}")
             if self.spec.clip and norm > self.spec.clip:
-                self._mean *= self.spec.clip / norm
+                mean *= self.spec.clip / norm
         self.set_rates(step)
-        self._aim(self._mean)
+        for p, view in zip(self.params, self._views_of(total), strict=True):
+            p.grad = view
         with blamed("recipe: the optimizer's step"):
             self.optimizer.step()
 
@@ -184,6 +185,23 @@ class Replica:
                 self.scaler.load(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise other_model(state.get("step"), error) from None
+
+
+def _put(grad: torch.Tensor | None, place: torch.Tensor) -> None:
+    if grad is None:  # the loss does not depend on this parameter
+        place.zero_()
+    elif grad.is_sparse:
+        place.zero_().add_(grad)
+    else:
+        place.copy_(grad)
+
+
+def seeded(key: int, device: torch.device) -> None:
+    """What `torch.manual_seed` does for the CPU and this device, without a look at every other kind of
+    device: that takes longer than a small layer."""
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)
 
 
 class Scaler:
