@@ -133,14 +133,16 @@ def _cancellable(folder: RunFolder) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def interruptible(work: Callable[[], T]) -> T:
-    """`work()`, in a thread of its own: a signal ends the waiting, though not the thread.
+def interruptible(work: Callable[[], T], check: Callable[[], None] = lambda: None) -> T:
+    """`work()`, in a thread of its own: a signal ends the waiting, though not the thread, and so
+    does what `check` raises, which is called all along.
 
     Inside Ray's own waiting a signal handler may not raise anything but KeyboardInterrupt.
     """
     answer = begun(work)
     while not answer.done():
         wait([answer], timeout=0.2)
+        check()
     return answer.result()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sundog import telemetry
 from sundog.clock import WALL
-from sundog.errors import NotFound, RecipeError, RunError, SundogError
+from sundog.errors import NotFound, RecipeError, RunBusy, RunError, SundogError
 from sundog.rayapi import train_nodes
 from sundog.rayapi.train_channel import Channel
 from sundog.runs import place
@@ -200,9 +200,13 @@ def _fit(spec: RunSpec, folder: RunFolder, config: dict[str, Any], workers: int)
         private = {k: v for k, v in secret_environment(spec).items() if k in spec.secrets}
         trainer = _elastic(spec, config, arguments, private) or _stock(spec, arguments, private)
         try:
-            outcome = interruptible(trainer.fit).return_value
+            outcome = interruptible(trainer.fit, folder.check_lease).return_value
         except TrainingFailedError as error:
             raise _lost(spec, folder, error) from None
+        except RunBusy:
+            if end := getattr(trainer, "end", None):  # two groups must not train the same run
+                end()
+            raise
     if not isinstance(outcome, dict):
         raise RunError("the workers ended without a result", f"see sundog logs {folder.run_id}")
     return outcome
@@ -291,6 +295,7 @@ def _register(
         metrics = dict(best.about["metrics"])
     if checkpoint is None:
         raise RunError(f"{folder.run_id} has no good checkpoint to register", "train it again")
+    folder.require_lease()  # a version is for ever: the run may be another driver's by now
     registered = register(
         folder.root, spec.register_, recipe, checkpoint, metrics,
         lineage(

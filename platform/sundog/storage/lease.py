@@ -58,6 +58,11 @@ class Lease:
         return self._state.holder
 
     @property
+    def taken(self) -> bool:
+        """Whether it is known that it is held no more, by a renewal that found another holder."""
+        return self._taken
+
+    @property
     def lost(self) -> bool:
         """Somebody took it, it was released, or it ran out unrenewed."""
         return self._taken or not self._state.live(self._clock.now_s())

@@ -90,6 +90,12 @@ class RunFolder:
         if self._lease is None or state is None or state.epoch != self._lease.epoch:
             raise self._fenced(state.holder if state else "nobody")
 
+    def check_lease(self) -> None:
+        """RunBusy once a renewal has found that another driver took over. Asks the root nothing, so
+        that it may be called as often as one likes."""
+        if self._lease is not None and self._lease.taken:
+            raise self._fenced("another driver")
+
     def driver(self) -> str | None:
         """Who holds a live lease, or None."""
         state, _ = lease.read(self.root, self.key("lease.json"))
