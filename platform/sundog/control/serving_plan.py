@@ -321,6 +321,7 @@ def route(spec: ServiceSpec, progress: Progress) -> dict[str, Any]:
         "deadline_s": spec.deadline,
         "hold_s": spec.hold,
         "slo_s": spec.slo.whole_s,
+        "first_s": spec.slo.first,
         "queue": spec.queue,
         "batch": spec.batch,
         "max_body": spec.max_body,

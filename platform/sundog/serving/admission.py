@@ -43,6 +43,27 @@ class Pace:
         return ahead * self.call_s + self.service_s
 
 
+class FirstParts:
+    """Answers in parts that have not begun. How many a replica begins at once is the model's affair, so
+    nothing is estimated: it counts how long first parts took lately."""
+
+    __slots__ = ("mean_s", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.mean_s = 0.0
+
+    def began(self, seconds: float) -> None:
+        """A first part came so long after its request."""
+        self.mean_s = _towards(self.mean_s, seconds)
+
+    def refuse_after_s(self, replicas: int, bound_s: float) -> float | None:
+        """When to come back, while first parts take longer than `bound_s`; None: let it in."""
+        if self.waiting < _SHORT * replicas or not replicas:
+            return None
+        return self.mean_s if self.mean_s > bound_s else None
+
+
 def _towards(old: float, new: float) -> float:
     return old + _WEIGHT * (new - old) if old else new
 

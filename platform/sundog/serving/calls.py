@@ -5,7 +5,6 @@ Reads no bytes of any protocol and starts no server.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sundog.serving.access_log import AccessLog
 from sundog.serving.capture import Capturer, Rule
 from sundog.serving.contract import Parsed
 from sundog.serving.feedback import Remembered
-from sundog.serving.lane import HOLD_S, NotServed, Outputs
+from sundog.serving.lane import NotServed, Outputs
 from sundog.serving.observe import Observer
 from sundog.serving.routes import Routes, VersionRoute
 from sundog.serving.shadow import label_of
@@ -108,21 +107,12 @@ class Calls:
 
     async def hold(self, name: str) -> VersionRoute:
         """A service without any version yet: its first one may be starting."""
-        for _ in range(int(HOLD_S / 0.05)):
-            await asyncio.sleep(0.05)
-            route = self.routes.find(name)
-            chosen = route.choose()
-            if chosen is not None:
-                return chosen
-            if route.document["state"] == "failed":
-                break
-        message = route.document.get("message") or f"service {route.name!r} is starting"
-        raise NotServed(503, message, 2.0)
+        return await self.routes.first_version(name)
 
     async def ask(self, call: Call, chosen: VersionRoute, parsed: Parsed) -> Outputs:
         """The version's answer; what a running rollout wants to know of it is noted."""
         route = self.routes.services.get(call.service)
-        later = call.headers.get(PRIORITY) == b"batch"
+        later = may_wait(call)
         parsed.trace = call.trace
         if route is None or (route.shadow is None and not route.labels and route.capture is None):
             return await chosen.lane.call(parsed, later)
@@ -190,6 +180,10 @@ class Calls:
             "sundog.key": call.identity.key_id, "sundog.request_id": entry["id"],
         }  # fmt: skip
         end(call.span, status, attributes)
+
+
+def may_wait(call: Call) -> bool:
+    return call.headers.get(PRIORITY) == b"batch"
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> bytes:

@@ -367,7 +367,7 @@ def lane_totals(lane: Lane) -> dict[str, float]:
     stats = lane.stats
     return {
         "arrivals": stats.arrivals, "completions": stats.success_count,
-        "busy_s": stats.infer_s, "queued": lane.waiting, "running": lane.under_way,
+        "busy_s": stats.infer_s, "queued": lane.waiting + lane.later_streams, "running": lane.under_way,
         "replicas": len(lane.connections),
     }  # fmt: skip
 

@@ -14,23 +14,29 @@ from sundog.serving.contract import Parsed
 from sundog.serving.lane import MAX_ATTEMPTS, RETRY_S, Connection, Lane, NotServed
 from sundog.serving.streams import Outputs, PartStream, StreamFault, StreamLost
 
+POLL_S = 0.02
 
-async def parts_of(lane: Lane, parsed: Parsed) -> AsyncGenerator[Outputs]:
-    """The parts of one answer. Raises NotServed. The service's deadline holds for each part."""
+
+async def parts_of(lane: Lane, parsed: Parsed, later: bool = False) -> AsyncGenerator[Outputs]:
+    """The parts of one answer. Raises NotServed. The service's deadline holds for each part.
+
+    `later`: it begins when nobody else waits."""
     lane.stats.arrivals += 1
-    if lane.under_way >= lane.limits.queue:
-        lane.stats.fail_count += 1
-        raise NotServed(503, f"{lane.limits.queue} requests are under way already", 1.0)
-    lane.under_way += 1
-    began_s, attempts, sent = WALL.monotonic_s(), 0, 0
+    began_s, attempts, sent, under_way = WALL.monotonic_s(), 0, 0, False
     stream: PartStream | None = None
     try:
+        _admit(lane, later)
+        if later:
+            await _turn(lane)
+        under_way = True
+        lane.under_way += 1
+        lane.firsts.waiting += 1
         while True:
             stream = (await _connection(lane)).stream(parsed)
             try:
                 while (part := await _next(stream, lane.limits.deadline_s)) is not None:
                     if not sent:
-                        lane.stats.first_part(WALL.monotonic_s() - began_s)
+                        _first(lane, WALL.monotonic_s() - began_s)
                     sent += 1
                     yield part
                 break
@@ -49,9 +55,42 @@ async def parts_of(lane: Lane, parsed: Parsed) -> AsyncGenerator[Outputs]:
         lane.stats.success_count += 1
         lane.stats.success_s += seconds
     finally:
-        lane.under_way -= 1
+        if under_way:
+            lane.under_way -= 1
+            lane.firsts.waiting -= not sent
         if stream is not None:
             stream.close()
+
+
+def _admit(lane: Lane, later: bool) -> None:
+    """Raises NotServed where there are too many, or first parts come too late already."""
+    limits = lane.limits
+    if lane.under_way + (lane.later_streams if later else 0) >= limits.queue:
+        raise NotServed(503, f"{limits.queue} requests are under way already", 1.0)
+    bound_s = limits.first_s or limits.deadline_s / 2
+    after_s = lane.firsts.refuse_after_s(len(lane.connections), bound_s)
+    if after_s is not None and not later:
+        raise NotServed(503, "more requests than can be begun in time", after_s)
+
+
+async def _turn(lane: Lane) -> None:
+    """Until no request is queued and fewer answers than replicas are before their first part."""
+    lane.later_streams += 1
+    try:
+        async with asyncio.timeout(lane.limits.deadline_s), lane.turns:
+            while lane.calls.first or lane.firsts.waiting >= max(1, len(lane.connections)):
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        message = f"not begun within the service's deadline of {lane.limits.deadline_s:g} s"
+        raise NotServed(504, message) from None
+    finally:
+        lane.later_streams -= 1
+
+
+def _first(lane: Lane, seconds: float) -> None:
+    lane.stats.first_part(seconds)
+    lane.firsts.began(seconds)
+    lane.firsts.waiting -= 1
 
 
 async def _next(stream: PartStream, deadline_s: float) -> Outputs | None:
@@ -72,5 +111,5 @@ async def _connection(lane: Lane) -> Connection:
     while not lane.connections:
         if WALL.monotonic_s() >= end_s:
             raise NotServed(503, lane.waiting_message, RETRY_S)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(POLL_S)
     return lane.choose(lane.good())

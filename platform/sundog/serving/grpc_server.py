@@ -22,7 +22,7 @@ from sundog.clock import WALL
 from sundog.errors import ServiceError
 from sundog.security.tls import Certificate
 from sundog.serving import describe
-from sundog.serving.calls import Call, Calls, request_id_of
+from sundog.serving.calls import Call, Calls, may_wait, request_id_of
 from sundog.serving.contract import BadRequest
 from sundog.serving.generate import parts_of
 from sundog.serving.grpc_messages import STATUS, final, read_infer, wants_empty_final, write_infer
@@ -183,7 +183,8 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
                         if not chosen.lane.streams:  # else it has just been found out
                             raise
                 parsed.trace = call.trace
-                async with contextlib.aclosing(parts_of(chosen.lane, parsed)) as parts:
+                answering = parts_of(chosen.lane, parsed, may_wait(call))
+                async with contextlib.aclosing(answering) as parts:
                     async for part in parts:
                         await put(_part(write_infer(chosen.contract, parsed, part), False))
                 if wants_empty_final(request):

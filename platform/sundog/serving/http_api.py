@@ -18,7 +18,7 @@ import orjson
 from sundog.clock import WALL
 from sundog.security.authoriser import Refusal
 from sundog.serving import compression, describe, sse
-from sundog.serving.calls import Call, Calls, request_id_of
+from sundog.serving.calls import Call, Calls, may_wait, request_id_of
 from sundog.serving.contract import BadRequest, Parsed, load_json
 from sundog.serving.generate import parts_of
 from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
@@ -241,7 +241,7 @@ class GatewayApp:
         contract = chosen.contract
         parsed, single = contract.parse_generate(load_json(body))
         parsed.trace = exchange.trace
-        parts = [part async for part in parts_of(chosen.lane, parsed)]
+        parts = [part async for part in parts_of(chosen.lane, parsed, may_wait(exchange))]
         if len(parts) != 1:
             raise BadRequest(f"the answer has {len(parts)} parts; ask /generate_stream for them")
         try:
@@ -264,7 +264,7 @@ class GatewayApp:
             "headers": [*sse.HEADERS, (b"x-request-id", exchange.request_id)],
         }
         parsed.trace = exchange.trace
-        body = streamed.events(parts_of(chosen.lane, parsed), write)
+        body = streamed.events(parts_of(chosen.lane, parsed, may_wait(exchange)), write)
         try:
             await sse.send_body(exchange.receive, exchange.send, start, body)
         except sse.ClientGone:
@@ -285,7 +285,7 @@ class GatewayApp:
         body = await read_body(exchange.headers, exchange.receive, route.max_body)
         encoding = exchange.headers.get(b"content-encoding")
         if encoding is not None:
-            body = compression.unpack(body, encoding, route.max_body)
+            body = await compression.unpacked(body, encoding, route.max_body)
         # Routes may have moved while the body came; from here to the queue nothing waits.
         return body, await self.calls.choose(exchange, name, version)
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sundog.clock import WALL
-from sundog.serving.admission import Pace, refuse_after_s
+from sundog.serving.admission import FirstParts, Pace, refuse_after_s
 from sundog.serving.batching import BatchSize
 from sundog.serving.contract import Contract, Parsed
 from sundog.serving.frames import BadFrame, cut, tensor_meta, with_traces
 from sundog.serving.health import Health, why_out
 from sundog.serving.stats import LaneStats
+from sundog.serving.streams import Outputs as Outputs
 from sundog.serving.streams import PartStream
+from sundog.serving.waiting import Call, Waiting
 
 HOLD_S = 10.0
 """How long a request waits for a first replica before it is refused, where the service says nothing."""
@@ -31,8 +33,6 @@ MAX_ATTEMPTS = 3
 _FAULT_STATUS = {"input": 400, "parts": 400}
 
 log = logging.getLogger("sundog.gateway")
-
-Outputs = list[tuple[str, list[int], bytes | memoryview]]
 
 
 class NotServed(Exception):
@@ -45,16 +45,6 @@ class NotServed(Exception):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    parsed: Parsed
-    future: asyncio.Future[Outputs]
-    queued_s: float
-    deadline_s: float
-    attempts: int = 0
-    alone: bool = False
-
-
 @dataclass(slots=True)
 class Limits:
     """What the service spec allows."""
@@ -63,6 +53,8 @@ class Limits:
     hold_s: float = HOLD_S
     slo_s: float | None = None
     """What most answers should take; none: the deadline alone"""
+    first_s: float | None = None
+    """What the first part of an answer should take, where answers come in parts"""
     queue: int = 1000
     batch: int = 64
     idempotent: bool = True
@@ -120,14 +112,17 @@ class Lane:
     ) -> None:
         self.contract = contract
         self.limits = limits
-        self.queue: deque[Call] = deque()
-        self.later: deque[Call] = deque()
-        """Calls of batch priority: they go when none of the others waits."""
+        self.calls = Waiting()
         self.connections: list[Connection] = []
         self.waiting_message = "no replica is ready"
         self.under_way = 0
         self.streams = False
         """Whether the model says that it answers in parts."""
+        self.firsts = FirstParts()
+        self.later_streams = 0
+        """Answers in parts, of batch priority, that have not begun"""
+        self.turns = asyncio.Lock()
+        """Held by the one of them that is next"""
         self.stats = LaneStats()
         self.pace = Pace()
         self.size = BatchSize(limits.batch, _bound_s(limits))
@@ -145,21 +140,26 @@ class Lane:
 
     @property
     def waiting(self) -> int:
-        return len(self.queue) + len(self.later)
+        return len(self.calls)
 
     def call(self, parsed: Parsed, later: bool = False) -> asyncio.Future[Outputs]:
         """Queue a request, behind all others if `later`. Raises NotServed at once when the queue is
         full or too long to be answered in time."""
         self.stats.arrivals += 1
-        ahead = self.waiting if later else len(self.queue)
-        if self.waiting >= self.limits.queue:
-            self.stats.fail_count += 1
-            raise NotServed(503, f"{self.limits.queue} requests wait already", 1.0)
+        calls, limits = self.calls, self.limits
+        ahead = len(calls) if later else len(calls.first)
         if ahead:
             self._admit(ahead, later)
+        size = sum(map(len, parsed.raw))
+        while (full := calls.full(limits.queue, size)) is not None:
+            other = None if later else calls.give_way()
+            if other is None:
+                self.stats.fail_count += 1
+                raise NotServed(503, full, 1.0)
+            self._refuse([other], NotServed(503, "requests of higher priority fill the queue", 1.0))
         now = self.now()
-        call = Call(parsed, self._loop.create_future(), now, now + self.limits.deadline_s)
-        (self.later if later else self.queue).append(call)
+        call = Call(parsed, self._loop.create_future(), now, now + limits.deadline_s, size)
+        calls.add(call, later)
         self.pace.queued(now)
         self.wake()
         return call.future
@@ -183,17 +183,15 @@ class Lane:
 
     def _pump(self) -> None:
         self._pumping = False
-        while self.queue or self.later:
-            if not self.queue:  # a frame's worth of them: who comes next waits for no more
-                for _ in range(min(len(self.later), self.limits.batch)):
-                    self.queue.append(self.later.popleft())
+        while self.calls:
             free = [c for c in self.good() if c.free > 0]
             if not free:
                 return
-            share = -(-len(self.queue) // len(free))
-            batch = self._take(max(1, min(self.size.now, share)))
+            queue = self.calls.first or self.calls.later
+            share = -(-len(queue) // len(free))
+            batch = self._take(queue, max(1, min(self.size.now, share)))
             if batch is None:
-                return
+                continue  # whoever was in this queue has left
             batch.sent_s = self.now()
             self.under_way += len(batch.calls)
             batch.connection = self.choose(free)
@@ -230,22 +228,25 @@ class Lane:
                 self.contract.service, self.contract.version, pause_s, why,
             )  # fmt: skip
 
-    def _take(self, most: int) -> Batch | None:
-        """The next calls that can share a frame, oldest first; rows of one call stay together."""
-        queue = self.queue
+    def _take(self, queue: deque[Call], most: int) -> Batch | None:
+        """The next calls that can share a frame, oldest first; rows of one call stay together.
+
+        Those that must not be asked twice share none: what went wrong with one would be asked again.
+        """
+        stackable = self.contract.batchable and self.limits.idempotent
         calls: list[Call] = []
         rows = 0
         key: Any = None
         while queue and len(calls) < most:
             call = queue[0]
             if call.future.done():  # the client went away, or the deadline passed
-                queue.popleft()
+                self.calls.pop(queue)
                 continue
             parsed = call.parsed
-            single = call.alone or parsed.key is None or not self.contract.batchable
+            single = call.alone or parsed.key is None or not stackable
             if calls and (single or parsed.key != key or rows + parsed.rows > self.size.now):
                 break
-            queue.popleft()
+            self.calls.pop(queue)
             calls.append(call)
             rows += parsed.rows
             key = parsed.key
@@ -304,9 +305,7 @@ class Lane:
             connection.health.answered(now - batch.sent_s)
             if now - batch.sent_s > self.pace.service_s:  # else it is no slow one
                 self._judge(connection)
-        self.pace.answered(
-            len(batch.calls), batch.sent_s, now, bool(self.under_way or self.queue or self.later)
-        )
+        self.pace.answered(len(batch.calls), batch.sent_s, now, bool(self.under_way or self.calls))
         self.stats.executed(batch.rows, now - batch.sent_s)
         self.size.observed(batch.rows, now - batch.sent_s)
 
@@ -353,7 +352,7 @@ class Lane:
         for call in reversed(calls):
             if not call.future.done():
                 call.alone = call.alone or alone
-                self.queue.appendleft(call)
+                self.calls.again(call)
         self.wake()
 
     def _refuse(self, calls: list[Call], why: NotServed) -> None:
@@ -366,23 +365,20 @@ class Lane:
     def sweep(self) -> None:
         """Refuse what waited too long. To be called every SWEEP_S seconds."""
         now = self.now()
-        for queue in (self.queue, self.later):
+        for queue in (self.calls.first, self.calls.later):
             self._sweep(queue, now)
 
     def _sweep(self, queue: deque[Call], now: float) -> None:
         while queue and (queue[0].future.done() or queue[0].deadline_s <= now):
-            self._refuse([queue.popleft()], _too_late(self.limits.deadline_s))
+            self._refuse([self.calls.pop(queue)], _too_late(self.limits.deadline_s))
         if self.connections:
             return
         while queue and queue[0].queued_s + self.limits.hold_s <= now:
-            self._refuse([queue.popleft()], NotServed(503, self.waiting_message, RETRY_S))
+            self._refuse([self.calls.pop(queue)], NotServed(503, self.waiting_message, RETRY_S))
 
     def close(self, message: str) -> None:
         """The version is no longer served: refuse what is still queued."""
-        calls = [*self.queue, *self.later]
-        self.queue.clear()
-        self.later.clear()
-        self._refuse(calls, NotServed(503, message, 1.0))
+        self._refuse(self.calls.clear(), NotServed(503, message, 1.0))
 
 
 def _bound_s(limits: Limits) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 from sundog.clock import WALL
 from sundog.serving.capture import rule_of
 from sundog.serving.contract import BadRequest, Contract
-from sundog.serving.lane import HOLD_S, SWEEP_S, Lane, Limits
+from sundog.serving.lane import HOLD_S, SWEEP_S, Lane, Limits, NotServed
 from sundog.serving.reach import Reach
 from sundog.serving.shadow import Shadow
 from sundog.serving.split import Split
@@ -24,6 +24,8 @@ from sundog.serving.split import Split
 log = logging.getLogger("sundog.gateway")
 
 _CLOSE_AFTER_S = 60.0
+MAX_HELD = 100
+"""Requests of one service that wait for its first version: they hold their bodies."""
 
 Reaching = Callable[[Lane, str, str], Reach]
 """(lane, app, deployment) -> what keeps that lane's links."""
@@ -63,6 +65,7 @@ def limits_of(service: dict[str, Any]) -> Limits:
         deadline_s=service["deadline_s"],
         hold_s=service.get("hold_s", HOLD_S),
         slo_s=service.get("slo_s"),
+        first_s=service.get("first_s"),
         queue=service["queue"],
         batch=service["batch"],
         idempotent=service["idempotent"],
@@ -77,6 +80,8 @@ class ServiceRoute:
         self.versions: dict[str, VersionRoute] = {}
         self.weights: dict[str, float] = {}
         self.shadow: Shadow | None = None
+        self.held = 0
+        """Requests that wait for its first version"""
         self._only: str | None = None
         self._split: Split | None = None
         self.update(document)
@@ -210,6 +215,27 @@ class Routes:
                 f"version {version[:100]!r} of {name!r} is not served; served: {served}", 404
             )
         return route, found
+
+    async def first_version(self, name: str) -> VersionRoute:
+        """The version of a service that has none yet, such as one that is just starting. Raises
+        BadRequest, and NotServed as the service's `hold`, `deadline` and `queue` say."""
+        route = self.find(name)
+        limits = limits_of(route.document)
+        most = min(limits.queue, MAX_HELD)
+        if route.held >= most:
+            raise NotServed(503, f"{most} requests wait for the first version already", 1.0)
+        route.held += 1
+        end_s = WALL.monotonic_s() + min(limits.hold_s, limits.deadline_s)
+        try:
+            while WALL.monotonic_s() < end_s and self.find(name).document["state"] != "failed":
+                await asyncio.sleep(SWEEP_S)
+                chosen = self.find(name).choose()
+                if chosen is not None:
+                    return chosen
+        finally:
+            route.held -= 1
+        message = self.find(name).document.get("message") or f"service {name!r} is starting"
+        raise NotServed(503, message, 2.0)
 
     async def sweep_forever(self) -> None:
         while True:

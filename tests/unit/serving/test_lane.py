@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
+from sundog.serving import waiting
 from sundog.serving.contract import Contract
 from sundog.serving.frames import cut, tensor_meta
 from sundog.serving.gateway import lane_totals
@@ -205,6 +206,103 @@ def test_what_must_not_be_asked_twice_is_not():
         assert future.exception().status == 503
 
     run(scenario, idempotent=False)
+
+
+@pytest.mark.parametrize("fault", ["model", "input"])
+def test_what_must_not_be_asked_twice_shares_no_call_with_others(fault):
+    async def scenario(lane, _):
+        futures = [lane.call(parsed([float(i)])) for i in range(3)]
+        link = Link(lane, free=9)
+        lane.wake()
+        await tick()
+        assert [b.rows for b in link.batches] == [1, 1, 1]
+        link.back().failed(fault, "no")
+        await tick()
+        assert len(link.batches) == 2, "not asked again"
+        link.answer()
+        link.answer()
+        assert futures[0].exception().status in (400, 500)
+        assert [values(f) for f in futures[1:]] == [[[2.0]], [[4.0]]]
+
+    run(scenario, idempotent=False)
+
+
+def test_the_newest_of_those_that_may_wait_makes_room_for_who_may_not():
+    async def scenario(lane, _):
+        later = [lane.call(parsed([float(i)]), later=True) for i in range(5)]
+        with pytest.raises(NotServed):
+            lane.call(parsed([9.0]), later=True)
+        first = [lane.call(parsed([10.0 + i])) for i in range(2)]
+        assert [f.done() for f in later] == [False, False, False, True, True]
+        assert (later[4].exception().status, later[4].exception().retry_after_s) == (503, 1.0)
+        for _ in range(3):
+            lane.call(parsed([1.0]))
+        with pytest.raises(NotServed):
+            lane.call(parsed([1.0]))
+        assert lane.waiting == 5
+        assert not first[0].done()
+
+    run(scenario, queue=5)
+
+
+def test_those_that_may_wait_stay_behind_until_a_replica_is_free_for_them():
+    async def scenario(lane, _):
+        link = Link(lane, free=0)
+        for _ in range(3):
+            lane.call(parsed([1.0]), later=True)
+        await tick()
+        lane.call(parsed([2.0, 2.0]))
+        link.free = 9
+        lane.wake()
+        await tick()
+        assert [b.calls[0].parsed.shapes for b in link.batches] == [[(1, 2)], [(1, 1)]]
+        assert [b.rows for b in link.batches] == [1, 3]
+
+    run(scenario)
+
+
+def test_clients_that_left_hold_nobody_up_who_may_wait():
+    async def scenario(lane, _):
+        lane.call(parsed([1.0])).cancel()
+        later = lane.call(parsed([2.0]), later=True)
+        link = Link(lane)
+        lane.wake()
+        await tick()
+        link.answer()
+        assert values(later) == [[4.0]]
+
+    run(scenario)
+
+
+def test_the_queue_is_bounded_in_bytes_too(monkeypatch):
+    monkeypatch.setattr(waiting, "MAX_BYTES", 100)
+
+    async def scenario(lane, _):
+        large, small = parsed([1.0] * 40), parsed([1.0] * 10)
+        lane.call(large, later=True)  # alone it may be as large as the service allows
+        with pytest.raises(NotServed, match="MiB wait already"):
+            lane.call(small, later=True)
+        first = [lane.call(small) for _ in range(2)]
+        with pytest.raises(NotServed):
+            lane.call(small)
+        link = Link(lane)
+        lane.wake()
+        await tick()
+        link.answer()
+        assert all(f.done() for f in first)
+        assert lane.calls.bytes == 0
+        link.free = 0
+        lost = lane.call(small)
+        lane.call(small)
+        with pytest.raises(NotServed):
+            lane.call(small)
+        lost.cancel()
+        lane.sweep()
+        lane.call(small)
+        lane.close("gone")
+        assert (lane.waiting, lane.calls.bytes) == (0, 0)
+
+    run(scenario)
 
 
 def test_a_full_queue_refuses_at_once():

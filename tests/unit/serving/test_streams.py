@@ -85,8 +85,8 @@ def new_lane(**limits):
     return Lane(Contract("s", "1", SIGNATURE), Limits(deadline_s=20, **limits))
 
 
-def asked(lane, n):
-    return parts_of(lane, lane.contract.parse_rows({"n": n})[0])
+def asked(lane, n, later=False):
+    return parts_of(lane, lane.contract.parse_rows({"n": n})[0], later)
 
 
 async def numbers(lane, n):
@@ -163,6 +163,90 @@ def test_a_stream_that_is_left_takes_nothing_back_of_what_has_come(replica):
         assert lane_totals(lane)["arrivals"] == 2
         assert await numbers(lane, 1) == [0]
         assert lane_totals(lane)["arrivals"] == 3
+
+    asyncio.run(main())
+
+
+class Waits(CountsAsync):
+    """Begins nothing before it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.may, self.began = threading.Event(), []
+
+    async def count(self, n):
+        while not self.may.is_set():
+            await asyncio.sleep(0.01)
+        self.began.append(n)
+        yield {"i": np.array([n])}
+
+
+async def until(check):
+    async with asyncio.timeout(20):
+        while not check():
+            await asyncio.sleep(0.01)
+
+
+def test_streams_that_may_wait_begin_behind_those_that_may_not(replica):
+    async def main():
+        lane, made = new_lane(queue=2), replica(Waits())
+        await made.connect(lane)
+        first = asyncio.ensure_future(numbers(lane, 1))
+        await until(lambda: made.model.calls == 1)
+        later = asyncio.ensure_future(anext(asked(lane, 2, later=True)))
+        await until(lambda: lane.later_streams == 1)
+        with pytest.raises(NotServed):
+            await anext(asked(lane, 9, later=True))
+        second = asyncio.ensure_future(numbers(lane, 3))  # has room, though `later` came before
+        await until(lambda: made.model.calls == 2)
+        assert lane_totals(lane)["queued"] == 1
+        made.model.may.set()
+        await asyncio.gather(first, second, later)
+        assert made.model.began[2:] == [2]
+        assert (lane.later_streams, lane.firsts.waiting) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_may_wait_waits_no_longer_than_its_deadline(replica):
+    async def main():
+        lane, made = new_lane(), replica(Waits())
+        await made.connect(lane)
+        first = asyncio.ensure_future(numbers(lane, 1))
+        await until(lambda: made.model.calls == 1)
+        lane.limits.deadline_s = 0.2
+        with pytest.raises(NotServed) as caught:
+            await anext(asked(lane, 2, later=True))
+        assert caught.value.status == 504
+        made.model.may.set()
+        await first
+        assert lane.later_streams == 0
+
+    asyncio.run(main())
+
+
+def test_streams_are_refused_while_first_parts_come_later_than_promised(replica):
+    async def main():
+        lane, made = new_lane(first_s=0.05), replica(Waits())
+        await made.connect(lane)
+        waiting = [asyncio.ensure_future(numbers(lane, n)) for n in range(4)]
+        await until(lambda: made.model.calls == 4)
+        await asyncio.sleep(0.2)
+        made.model.may.set()
+        await asyncio.gather(*waiting)
+        made.model.may.clear()
+        waiting = [asyncio.ensure_future(numbers(lane, n)) for n in range(2)]
+        await until(lambda: made.model.calls == 6)
+        with pytest.raises(NotServed) as caught:
+            await anext(asked(lane, 9))
+        assert caught.value.status == 503
+        assert caught.value.retry_after_s
+        lane.limits.first_s = None
+        assert lane.firsts.mean_s < lane.limits.deadline_s / 2
+        waiting.append(asyncio.ensure_future(numbers(lane, 7)))
+        await until(lambda: made.model.calls == 7)
+        made.model.may.set()
+        await asyncio.gather(*waiting)
 
     asyncio.run(main())
 
