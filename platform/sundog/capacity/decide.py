@@ -7,7 +7,7 @@ code. It reads no clock, no cloud and no randomness.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sundog.capacity.state import Cooldown, Node, PoolPlan, Refusal, View
 from sundog.market.offers import Offer
@@ -23,6 +23,12 @@ LONGEST_WAIT_S: Mapping[Refusal, float] = {
 # A stand-in is worth moving only once it has worked a while and spot has been quiet a while.
 STAND_IN_MIN_AGE_S = 600.0
 SPOT_QUIET_S = 300.0
+# Nodes of a gang that found no work for this long wait for the others: work that one node is enough
+# for is placed within seconds.
+GANG_IDLE_S = 60.0
+# Nodes of a gang that found no work for this long wait for the others: work that one node is enough
+# for is placed within seconds.
+GANG_IDLE_S = 60.0
 BUDGET_ROUNDING_USD = 1e-9
 
 
@@ -35,7 +41,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be launched. `state` names the kind: refused, budget, gang, no-offer or full."""
+    """Nothing can be launched. `state` names the kind: refused, budget, price, gang or no-offer."""
 
     state: str
     why: str
@@ -52,28 +58,35 @@ class HandBack:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Drain this idle node of a gang that cannot be completed where it is."""
+
+    node_id: str
+    why: str
+
+
 def next_launch(
     pool: PoolPlan, view: View, count: int, tried: Collection[str] = ()
 ) -> Launch | Wait:
     """The rung to try for `count` more nodes of `pool`; `tried` are keys refused for this request.
 
     At most `count` nodes of one offer; call again for the rest. Every skipped rung's reason is in
-    the decision.
+    the decision. The on-demand floor comes first; where none of its rungs can be had, spot stands in,
+    because work that waits is worse than work on spot. How many nodes a pool may have is Ray's to
+    count: it leaves out those that drain, so that a replacement comes early.
     """
     live = view.of(pool.name)
-    if pool.max_nodes and len(live) >= pool.max_nodes:
-        return Wait("full", f"pool {pool.name} has its {pool.max_nodes} nodes")
-    if pool.max_nodes:
-        count = min(count, pool.max_nodes - len(live))
     if not pool.offers:
         return Wait("no-offer", f"pool {pool.name} has no offer")
     owed = max(0, pool.on_demand_floor - sum(n.market == "on-demand" for n in live))
     zone = gang_zone(pool, live)
     skipped: list[_Skip] = []
-    for offer in pool.offers:
-        skip = _why_not(offer, pool, view, tried, owed, zone)
+    in_turn = sorted(pool.offers, key=lambda o: bool(owed) and o.market != "on-demand")
+    for offer in in_turn:
+        skip = _why_not(offer, pool, view, tried, zone)
         if skip is None:
-            wanted = min(count, owed) if owed else count
+            wanted = min(count, owed) if owed and offer.market == "on-demand" else count
             fits = _within_budget(offer, view, wanted)
             if fits:
                 return Launch(offer, fits, _why(offer, owed, zone, skipped))
@@ -90,10 +103,8 @@ class _Skip:
 
 
 def _why_not(
-    offer: Offer, pool: PoolPlan, view: View, tried: Collection[str], owed: int, zone: str | None
+    offer: Offer, pool: PoolPlan, view: View, tried: Collection[str], zone: str | None
 ) -> _Skip | None:
-    if owed and offer.market != "on-demand":
-        return _Skip("floor", f"{offer}: {owed} on-demand still owed to the floor", None)
     if zone is not None and offer.zone != zone:
         return _Skip("gang", f"{offer}: the gang is in {zone}", None)
     limit = pool.max_price_usd_hour
@@ -136,8 +147,10 @@ def _budget_reason(offer: Offer, view: View) -> str:
 
 
 def _why(offer: Offer, owed: int, zone: str | None, skipped: list[_Skip]) -> str:
-    if owed:
+    if owed and offer.market == "on-demand":
         reason = "the on-demand floor"
+    elif owed:
+        reason = f"stands in for {owed} on-demand of the floor that cannot be had"
     elif offer.usd_hour is None:
         reason = f"cheapest rung left, price unknown, at most ${offer.bound_usd_hour}/h"
     else:
@@ -198,27 +211,29 @@ def hand_backs(pool: PoolPlan, view: View) -> list[HandBack]:
     if any(n.draining for n in live):
         return []
     stand_ins = [n for n in live if n.market == "on-demand"]
-    spare = len(stand_ins) - pool.on_demand_floor
-    if spare <= 0 or pool.one_zone:
-        # A gang moves as a whole or not at all: one node elsewhere would split it.
+    if len(stand_ins) <= pool.on_demand_floor:
         return []
-    offer = next((o for o in pool.offers if _quiet_spot(o, view)), None)
-    if offer is None:
-        return []
-    best: HandBack | None = None
+    quiet = [o for o in pool.offers if _quiet_spot(o, view)]
     for node in sorted(stand_ins, key=lambda n: (n.busy is not False, -(n.usd_hour or 0.0), n.id)):
         if node.usd_hour is None or view.now_s - node.launched_s < STAND_IN_MIN_AGE_S:
             continue
+        # What comes for it is bought where the rest of its gang is.
+        zone = gang_zone(pool, [n for n in live if n is not node])
+        offer = next((o for o in quiet if zone in (None, o.zone)), None)
+        if offer is None:
+            continue
         assert offer.expected_usd_hour is not None
         saving = node.usd_hour - offer.expected_usd_hour
-        if saving >= pool.hand_back * node.usd_hour and saving > 0 and best is None:
+        if saving >= pool.hand_back * node.usd_hour and saving > 0:
             when = "it is idle" if node.busy is False else "its work moves at a checkpoint"
-            best = HandBack(
-                node.id, offer, saving,
-                f"{offer} is back at ${offer.expected_usd_hour:.2f}/h expected, saving "
-                f"${saving:.2f}/h on ${node.usd_hour:.2f}/h on-demand; {when}",
-            )  # fmt: skip
-    return [best] if best else []
+            return [
+                HandBack(
+                    node.id, offer, saving,
+                    f"{offer} is back at ${offer.expected_usd_hour:.2f}/h expected, saving "
+                    f"${saving:.2f}/h on ${node.usd_hour:.2f}/h on-demand; {when}",
+                )
+            ]  # fmt: skip
+    return []
 
 
 def _quiet_spot(offer: Offer, view: View) -> bool:
@@ -231,3 +246,31 @@ def _quiet_spot(offer: Offer, view: View) -> bool:
         ):
             return False
     return True
+
+
+def gang_moves(pool: PoolPlan, view: View) -> list[Leave]:
+    """All nodes of a gang that waits in a zone where nothing more can be had, to gather elsewhere.
+
+    Only while somebody asks for more, every node has been idle for a minute, and another zone has a
+    rung: a gang at work stays. Drained nodes bind no gang, so the next launch is free to leave; a node
+    that merely stayed behind would be counted by Ray as one of the gang, and split it.
+    """
+    live = [n for n in view.of(pool.name) if not n.draining]
+    zone = gang_zone(pool, live)
+    if zone is None or pool.name not in view.wanted:
+        return []
+    if any(n.busy is not False or n.idle_s < GANG_IDLE_S for n in live):
+        return []
+    after = replace(view, nodes=tuple(n for n in view.nodes if n not in live))
+    if any(_to_be_had(o, pool, view) for o in pool.offers if o.zone == zone):
+        return []
+    other = next((o for o in pool.offers if o.zone != zone and _to_be_had(o, pool, after)), None)
+    if other is None:
+        return []
+    why = f"no rung of {zone} can be had for the rest of the gang; it gathers anew with {other}"
+    return [Leave(n.id, why) for n in live]
+
+
+def _to_be_had(offer: Offer, pool: PoolPlan, view: View) -> bool:
+    refused = _why_not(offer, pool, view, (), None)
+    return refused is None and _within_budget(offer, view, 1) > 0

@@ -36,6 +36,8 @@ TRANSIENT_PAUSE_S = 0.2
 UNLISTED_S = 120.0
 # A listing may miss an instance for a moment; one that stays away this long is gone.
 MISSED_S = 60.0
+# Ray asks for a missing node every few seconds: one that was not asked for lately is not wanted.
+WANTED_S = 60.0
 KEPT_DECISIONS = 50
 
 POOL_TAG, MARKET_TAG, ZONE_TAG = "sundog:pool", "sundog:market", "sundog:zone"
@@ -153,9 +155,11 @@ class Buyer:
             born = Counter(m.tags.get(TOKEN_TAG) for m in self._known.values())
             for token, pending in self._in_flight.items():
                 nodes += pending[born[token] :]
+            now_s = self.clock.now_s()
+            wanted = frozenset(n for n in self.waiting if now_s - self.waited_s[n] <= WANTED_S)
             return View(
-                self.clock.now_s(), tuple(nodes), dict(self.cooldowns), self.budget_usd_hour,
-                self.head_usd_hour,
+                now_s, tuple(nodes), dict(self.cooldowns), self.budget_usd_hour,
+                self.head_usd_hour, wanted,
             )  # fmt: skip
 
     # Buying.

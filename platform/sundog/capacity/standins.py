@@ -1,5 +1,6 @@
-"""Gives on-demand stand-ins back when spot is there again: asks the decider, drains through Ray.
+"""Gives nodes back that do better elsewhere: asks the decider, drains through Ray.
 
+On-demand stand-ins when spot is there again, and the idle nodes of a gang whose zone has no more.
 Never ends a node itself: a drained node goes when its work has moved or ended.
 """
 
@@ -9,12 +10,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sundog.capacity.decide import hand_backs
+from sundog.capacity.decide import gang_moves, hand_backs
 from sundog.capacity.launching import Buyer
-from sundog.capacity.state import PoolPlan, View
+from sundog.capacity.state import Node, PoolPlan, View
 from sundog.clock import Clock
 from sundog.errors import CapacityError, ClusterError
-from sundog.rayapi.drain import Drains
+from sundog.rayapi.drain import Drains, RayNode
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class StandIns:
             return []
         self._next_s = now_s + EVERY_S
         view = self._buyer.view()
-        if not any(hand_backs(plan, view) for plan in self._plans.values()):
+        if not any(_may_move(plan, view) for plan in self._plans.values()):
             return []  # nothing to ask Ray about
         try:
             return self._drain(view, now_s)
@@ -54,21 +55,34 @@ class StandIns:
         if ray is None:
             return []
         known = {n.instance_id: n for n in ray.nodes()}
-        nodes = tuple(
-            replace(n, busy=None if n.id not in known else known[n.id].status != "IDLE")
-            for n in view.nodes
-        )
+        view = replace(view, nodes=tuple(_seen(n, known.get(n.id)) for n in view.nodes))
         done = []
         for plan in self._plans.values():
-            for back in hand_backs(plan, replace(view, nodes=nodes)):
-                if back.node_id not in known:
+            leaving = [
+                (x.node_id, x.why, "handed back", "stand-in") for x in hand_backs(plan, view)
+            ]
+            leaving += [(x.node_id, x.why, "gang moved", "gang") for x in gang_moves(plan, view)]
+            for id_, why, what, tag in leaving:
+                if id_ not in known:
                     continue  # it is still starting; a drain would find no node
-                ray.drain(known[back.node_id].node_id, now_s + MOVE_S, back.why)
+                ray.drain(known[id_].node_id, now_s + MOVE_S, why)
                 # Tagged after Ray agreed, so that a drain that failed is tried again.
-                self._buyer.retag(back.node_id, {DRAINING_TAG: "stand-in"})
-                self._buyer.note(plan.name, "handed back", f"{back.node_id}: {back.why}")
-                done.append(back.node_id)
+                self._buyer.retag(id_, {DRAINING_TAG: tag})
+                self._buyer.note(plan.name, what, f"{id_}: {why}")
+                done.append(id_)
         return done
+
+
+def _may_move(plan: PoolPlan, view: View) -> bool:
+    """Whether the decider could move anything here, if it knew which nodes are idle."""
+    gang = plan.one_zone and plan.name in view.wanted and bool(view.of(plan.name))
+    return gang or bool(hand_backs(plan, view))
+
+
+def _seen(node: Node, ray: RayNode | None) -> Node:
+    if ray is None:
+        return node
+    return replace(node, busy=ray.status != "IDLE", idle_s=ray.idle_s)
 
 
 def ray_of_this_process() -> Drains | None:

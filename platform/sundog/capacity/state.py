@@ -27,7 +27,7 @@ class Cooldown:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A live machine, as its tags describe it. `busy` None: nobody knows."""
+    """A live machine, as its tags describe it. `busy` None: nobody knows; `idle_s` where it is not."""
 
     id: str
     pool: str
@@ -38,11 +38,12 @@ class Node:
     launched_s: float
     busy: bool | None = None
     draining: bool = False
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """A pool with its ladder, in the order to try it."""
+    """A pool with its ladder, in the order to try it. Ray itself holds it to `max_nodes`."""
 
     name: str
     offers: tuple[Offer, ...]
@@ -55,13 +56,17 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything a decision may know. `head_usd_hour` counts towards the budget."""
+    """Everything a decision may know. `head_usd_hour` counts towards the budget.
+
+    `wanted` are the pools that somebody asked for lately and did not get in full.
+    """
 
     now_s: float
     nodes: tuple[Node, ...] = ()
     cooldowns: Mapping[str, Cooldown] = field(default_factory=dict)
     budget_usd_hour: float | None = None
     head_usd_hour: float | None = None
+    wanted: frozenset[str] = frozenset()
 
     def of(self, pool: str) -> list[Node]:
         return [n for n in self.nodes if n.pool == pool]

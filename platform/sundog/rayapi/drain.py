@@ -18,7 +18,7 @@ class RayNode:
     """`instance_id` is the cloud's name of it; `status` RUNNING, IDLE, DRAINING or DEAD.
 
     `used` is the share of its CPUs or GPUs, whichever is higher, that tasks and actors hold; None
-    for a node that has neither.
+    for a node that has neither. `idle_s` is how long nothing has run there.
     """
 
     node_id: str
@@ -26,6 +26,7 @@ class RayNode:
     node_type: str
     status: str
     used: float | None = None
+    idle_s: float = 0.0
 
 
 class Drains(Protocol):
@@ -52,7 +53,7 @@ class Gcs:
         return [
             RayNode(
                 n.node_id.hex(), n.instance_id, n.ray_node_type_name, NodeStatus.Name(n.status),
-                _used(n.total_resources, n.available_resources),
+                _used(n.total_resources, n.available_resources), n.idle_duration_ms / 1000,
             )
             for n in state.node_states
             if NodeStatus.Name(n.status) != "DEAD"

@@ -98,12 +98,64 @@ def test_the_floor_is_on_demand_before_anything_else() -> None:
     assert launched(next_launch(pool, View(0.0, two), 3)).offer == SPOT_A
 
 
+def test_spot_stands_in_for_a_floor_that_cannot_be_had_and_the_floor_comes_first_again() -> None:
+    pool = replace(POOL, on_demand_floor=2)
+    cooled = cool(cool({}, FULL_A, "capacity", 0, "none left"), FULL_B, "capacity", 0, "none left")
+    stood_in = launched(next_launch(pool, View(0.0, cooldowns=cooled), 3))
+    assert (stood_in.offer, stood_in.count) == (SPOT_A, 3)
+    assert "stands in for 2 on-demand of the floor" in stood_in.why
+    assert "none left" in stood_in.why
+    spot = tuple(node(name=f"s{i}") for i in range(3))
+    later = launched(next_launch(pool, View(31.0, spot, cooled), 1))
+    assert (later.offer, later.count) == (FULL_A, 1)
+
+
+def test_a_pool_at_its_size_is_rays_to_refuse_so_that_a_draining_node_is_replaced_early() -> None:
+    pool = replace(POOL, max_nodes=1)
+    assert launched(next_launch(pool, View(0.0, (node(name="drains, says Ray alone"),)), 1))
+
+
 def test_a_gang_stays_in_the_zone_where_it_is() -> None:
     pool = replace(POOL, one_zone=True)
     view = View(0.0, (node(zone="z2"),))
     assert launched(next_launch(pool, view, 1)).offer == SPOT_B
     cooled = cool(cool({}, SPOT_B, "capacity", 0, "a"), FULL_B, "capacity", 0, "b")
     assert waited(next_launch(pool, replace(view, cooldowns=cooled), 1)).state == "refused"
+
+
+def gang_view(**change: object) -> tuple[PoolPlan, View]:
+    """One of a gang of more came in z1, where nothing else can be had; it waits there."""
+    cooled = cool(cool({}, SPOT_A, "capacity", 0, "a"), FULL_A, "capacity", 0, "b")
+    waits = replace(node(zone="z1", busy=False, idle_s=120.0), **change)  # type: ignore[arg-type]
+    view = View(10.0, (waits,), cooled, wanted=frozenset({"gpu"}))
+    return replace(POOL, one_zone=True), view
+
+
+def test_an_idle_gang_leaves_a_zone_that_has_no_more_and_gathers_elsewhere() -> None:
+    pool, view = gang_view()
+    assert waited(next_launch(pool, view, 3)).state == "refused"
+    [leave] = decide.gang_moves(pool, view)
+    assert leave.node_id == "n"
+    assert "spot z2" in leave.why
+    drained = replace(view, nodes=(replace(view.nodes[0], draining=True),))
+    assert decide.gang_moves(pool, drained) == []
+    assert launched(next_launch(pool, drained, 4)).offer == SPOT_B
+
+
+def test_a_gang_that_works_has_just_come_or_is_not_asked_for_stays() -> None:
+    for change in ({"busy": True}, {"busy": None}, {"idle_s": 5.0}, {"draining": True}):
+        assert decide.gang_moves(*gang_view(**change)) == []
+    pool, view = gang_view()
+    busy = replace(view, nodes=(*view.nodes, node(name="m", busy=True)))
+    assert decide.gang_moves(pool, busy) == []
+    assert decide.gang_moves(pool, replace(view, wanted=frozenset())) == []
+    assert decide.gang_moves(pool, replace(view, cooldowns={})) == [], "its zone has more"
+    assert decide.gang_moves(replace(pool, one_zone=False), view) == []
+    everywhere = cool(cool(view.cooldowns, SPOT_B, "capacity", 0, ""), FULL_B, "capacity", 0, "")
+    assert decide.gang_moves(pool, replace(view, cooldowns=everywhere)) == []
+    # 0.3 is spent on the node that would leave, so 0.4 is enough for one in the other zone.
+    assert decide.gang_moves(pool, replace(view, budget_usd_hour=0.4))
+    assert decide.gang_moves(pool, replace(view, budget_usd_hour=0.2)) == []
 
 
 def test_an_unknown_price_is_refused_under_a_budget_and_allowed_without_one() -> None:
@@ -132,6 +184,16 @@ def test_a_stand_in_goes_back_when_spot_is_quiet_and_the_saving_is_worth_it() ->
     assert hand_backs(POOL, replace(stand_in_view(), cooldowns=refused)) == []
 
 
+def test_a_gangs_stand_in_goes_back_to_spot_of_the_zone_where_the_gang_is() -> None:
+    pool = replace(POOL, one_zone=True)
+    two = (node("on-demand", "z2", "a", launched_s=0.0), node("on-demand", "z2", "b"))
+    [back] = hand_backs(pool, View(10_000.0, two))
+    assert back.offer == SPOT_B
+    dry = cool({}, SPOT_B, "capacity", 9_990.0, "x")
+    assert hand_backs(pool, View(10_000.0, two, dry)) == [], "spot elsewhere would split it"
+    assert hand_backs(pool, View(10_000.0, two[:1]))[0].offer == SPOT_A, "alone it may go anywhere"
+
+
 def test_a_plan_survives_the_compiled_file() -> None:
     plans = {"gpu": replace(POOL, on_demand_floor=1, max_price_usd_hour=2.0)}
     assert plans_from_dict(plans_to_dict(plans)) == plans
@@ -145,7 +207,7 @@ offers = st.builds(
 nodes = st.builds(
     Node, st.uuids().map(str), st.just("gpu"), st.sampled_from(["spot", "on-demand"]),
     st.sampled_from(["z1", "z2", "z3"]), st.just("g5.xlarge"), st.floats(0.01, 5.0),
-    st.floats(0, 9_000), st.sampled_from([None, True, False]), st.booleans(),
+    st.floats(0, 9_000), st.sampled_from([None, True, False]), st.booleans(), st.floats(0, 200),
 )  # fmt: skip
 pools = st.builds(
     PoolPlan, st.just("gpu"), st.lists(offers, max_size=8, unique_by=lambda o: o.key).map(tuple),
@@ -166,11 +228,12 @@ def worlds(draw: st.DrawFn) -> tuple[PoolPlan, View]:
         if draw(st.booleans()):
             cooled = cool(cooled, each, draw(refusals), draw(st.floats(0, 10_000)), "why")
     budget = draw(st.one_of(st.none(), st.floats(0.1, 20)))
-    return pool, View(10_000.0, live, cooled, budget, draw(st.floats(0, 1)))
+    wanted = frozenset({"gpu"} if draw(st.booleans()) else ())
+    return pool, View(10_000.0, live, cooled, budget, draw(st.floats(0, 1)), wanted)
 
 
 @given(worlds(), st.integers(1, 9))
-def test_no_launch_breaks_budget_price_floor_zone_or_size(
+def test_no_launch_breaks_budget_price_floor_or_zone(
     world: tuple[PoolPlan, View], count: int
 ) -> None:
     pool, view = world
@@ -186,10 +249,12 @@ def test_no_launch_breaks_budget_price_floor_zone_or_size(
         assert total <= view.budget_usd_hour + 1e-6
     if pool.max_price_usd_hour is not None and chosen.usd_hour is not None:
         assert chosen.usd_hour <= pool.max_price_usd_hour
-    if pool.max_nodes:
-        assert len(live) + decision.count <= pool.max_nodes
     owed = pool.on_demand_floor - sum(n.market == "on-demand" for n in live)
-    assert owed <= 0 or (chosen.market == "on-demand" and decision.count <= owed)
+    if owed > 0 and chosen.market == "on-demand":
+        assert decision.count <= owed
+    elif owed > 0:
+        full = tuple(o for o in pool.offers if o.market == "on-demand")
+        assert isinstance(next_launch(replace(pool, offers=full), view, 1), Wait)
     zone = decide.gang_zone(pool, live)
     assert zone in (None, chosen.zone)
     for key in (chosen.key, chosen.quota_key):
@@ -243,3 +308,17 @@ def test_a_stand_in_only_goes_when_it_saves_and_the_floor_holds(
         left = sum(n.market == "on-demand" for n in view.of("gpu")) - 1
         assert left >= pool.on_demand_floor
         assert not any(n.draining for n in view.of("gpu"))
+
+
+@given(worlds())
+def test_a_gang_moves_as_a_whole_and_only_to_where_it_can(world: tuple[PoolPlan, View]) -> None:
+    pool, view = world
+    moves = decide.gang_moves(pool, view)
+    if not moves:
+        return
+    live = [n for n in view.of("gpu") if not n.draining]
+    assert [m.node_id for m in moves] == [n.id for n in live]
+    assert all(n.busy is False for n in live)
+    here = decide.gang_zone(pool, live)
+    gone = tuple(n for n in view.nodes if n.draining)
+    assert launched(next_launch(pool, replace(view, nodes=gone), 1)).offer.zone != here

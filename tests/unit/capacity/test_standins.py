@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 from scripted_cloud import ScriptedCloud, refusing
 
 from sundog.capacity.provider import ElasticProvider
@@ -87,3 +88,32 @@ def test_a_node_that_ray_does_not_know_yet_is_left_alone(world: tuple) -> None:
     clock.advance(3600)
     provider.non_terminated_nodes({})
     assert ray.drains == []
+
+
+def test_an_idle_gang_is_drained_from_a_dry_zone_and_bought_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUNDOG_STATE_DIR", str(tmp_path))
+    clock, ray = ManualClock(1000.0), Ray()
+    cloud = ScriptedCloud(now_s=clock.now_s, grants=lambda order: 1)
+    other = Offer("aws", "spot", "r1", "z2", "g5.xlarge", "G and VT", 0.4, 1.0, 0.4)
+    plans = plans_to_dict({"gpu": PoolPlan("gpu", (SPOT, other), one_zone=True)})
+    provider = ElasticProvider(
+        {"region": "r1", "sundog": plans}, "c", cloud=cloud, clock=clock, drains=lambda: ray,
+        ledger=FileLedger(tmp_path / "ledger"),
+    )  # fmt: skip
+    # One of four is granted, then the zone is dry.
+    cloud.refuse = lambda o: refusing("spot")(o) if cloud.running and o.zone == "z1" else None
+
+    with pytest.raises(NodeLaunchException, match="1 of 4"):
+        provider.create_node({"InstanceType": "x"}, TAGS, 4)
+    [first] = cloud.running
+    ray.known = [RayNode("f" * 56, first, "gpu", "IDLE", idle_s=90.0)]
+    with pytest.raises(NodeLaunchException, match="no rung can be had"):
+        provider.create_node({"InstanceType": "x"}, TAGS, 3)
+    provider.non_terminated_nodes({})
+    assert [d[0] for d in ray.drains] == ["f" * 56]
+    assert cloud.running[first].machine.tags["sundog:draining"] == "gang"
+    assert any(d["what"] == "gang moved" for d in provider.state()["decisions"])
+    gathered = provider.create_node({"InstanceType": "x"}, TAGS, 4)
+    assert {m.zone for m in gathered.values()} == {"z2"}
