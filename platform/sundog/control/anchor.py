@@ -6,8 +6,9 @@ runs; the rest is control's. Removing the anchor undeploys the service.
 
 from __future__ import annotations
 
+import difflib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sundog.control.client import ensure_control
 from sundog.control.serving_plan import ANCHOR, GATEWAY_APP
@@ -15,6 +16,9 @@ from sundog.errors import SpecError
 from sundog.serving.places import default_address, default_gateways, default_nodes
 from sundog.spec import ServiceSpec
 from sundog.spec.load import validate
+
+if TYPE_CHECKING:
+    from sundog.storage.models import ModelVersion
 
 
 class Anchor:
@@ -58,7 +62,21 @@ def check(args: dict[str, Any]) -> ServiceSpec:
     default_gateways()
     default_nodes(default_address())
     found = Registry(root).get(spec.model)
+    _check_capture(spec, found)
     limit_s = spec.slo.whole_s
     if limit_s and (profile := profiles.kept(root, found.name, found.version)) is not None:
         profiles.check_limit(found.name, found.version, profile["service_s"], limit_s)
     return spec
+
+
+def _check_capture(spec: ServiceSpec, found: ModelVersion) -> None:
+    """A misspelt name would keep what must not be kept."""
+    known = [t.name for t in (*found.signature.inputs, *found.signature.outputs)]
+    for name in spec.capture.leave_out:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SpecError(
+                f"service {spec.service}: capture.leave_out: {found.ref} has no input or output {name!r}",
+                f"{hint}it has {', '.join(known)}",
+            )

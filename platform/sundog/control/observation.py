@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import ValidationError
 
@@ -20,8 +21,8 @@ class Observation:
     """Serve's applications and the specs of the anchors among them."""
 
     apps: Mapping[str, serve_apps.AppView]
-    specs: Mapping[str, ServiceSpec]
-    anchors: Mapping[str, str]
+    specs: dict[str, ServiceSpec]
+    anchors: dict[str, str]
     """service -> the application that is its anchor"""
 
     def is_rebuilt(self, anchor: str) -> bool:
@@ -30,12 +31,16 @@ class Observation:
         return app is not None and app.status != "DELETING" and ANCHOR not in app.deployments
 
 
-def observe() -> Observation | None:
-    """None where Serve does not run (any more): then there is nothing to bring about."""
+def observe(before: Mapping[str, str]) -> Observation | None:
+    """None where Serve does not run (any more): then there is nothing to bring about.
+
+    `before`: the anchors of the last round. Where several applications declare the same service, the
+    one that did so first stays its anchor.
+    """
     apps = serve_apps.applications()
     if apps is None:
         return None
-    specs, anchors = {}, {}
+    declared: dict[str, dict[str, ServiceSpec]] = {}
     for app in apps.values():
         anchor = app.deployments.get(ANCHOR)
         if anchor is None or app.status == "DELETING":
@@ -45,6 +50,24 @@ def observe() -> Observation | None:
         except (ValidationError, KeyError, TypeError) as error:
             log.warning("anchor %s is not read: %s", app.name, error)
             continue
-        specs[spec.service] = spec
-        anchors[spec.service] = app.name
-    return Observation(apps, specs, anchors)
+        declared.setdefault(spec.service, {})[app.name] = spec
+    seen = Observation(apps, {}, {})
+    for service, specs in declared.items():
+        first = before.get(service, "")
+        if first not in specs:
+            if seen.is_rebuilt(first):
+                continue  # it is back in a moment
+            first = min(specs)
+        seen.specs[service], seen.anchors[service] = specs[first], first
+        for other in set(specs) - {first}:
+            _warn(service, first, other)
+    return seen
+
+
+@lru_cache(256)
+def _warn(service: str, first: str, other: str) -> None:
+    """Once, not in every round."""
+    log.warning(
+        "applications %s and %s both declare service %s: what %s says has no effect; give its service "
+        "another name, or delete it", first, other, service, other,
+    )  # fmt: skip

@@ -36,13 +36,24 @@ def read_file(path: str | Path) -> dict[str, Any]:
             f"{path}: it lists no applications",
             "a deployment file is Serve's schema; `sundog init` writes one to start from",
         )
+    declared: dict[str, str] = {}
     for i, app in enumerate(apps):
         at = ("applications", i)
         if not isinstance(app, dict) or not app.get("name"):
             raise SpecError(f"{path}:{lines.get(at, 1)}: an application needs a name", "name: …")
         if app.get("import_path") == IMPORT_PATH:
-            validate(app.get("args"), ServiceSpec, str(path), lines, (*at, "args"))
+            spec = validate(app.get("args"), ServiceSpec, str(path), lines, (*at, "args"))
+            other = declared.setdefault(spec.service, app["name"])
+            if other != app["name"]:
+                raise _twice(f"{path}:{lines.get(at, 1)}: ", spec.service, app["name"], other)
     return data
+
+
+def _twice(where: str, service: str, name: str, other: str) -> SpecError:
+    return SpecError(
+        f"{where}application {name} declares service {service}, as application {other} does",
+        f"name this application {other}, or give its service another name",
+    )
 
 
 def read_services(path: str | Path) -> list[ServiceSpec]:
@@ -66,8 +77,13 @@ def notes(spec: ServiceSpec) -> list[str]:
     asked = [word for word in ("p95", "p99", "first") if getattr(spec.slo, word) is not None]
     if asked and max(low, 1) == high:
         said.append(
-            f"slo {', '.join(asked)}: nothing can follow it with {high} replica(s) always; "
-            f"write replicas: {max(low, 1)}..{(high or 1) * 4}"
+            f"slo {', '.join(asked)}: with {high} replica(s) always, it only refuses what would be late "
+            f"and sizes batches; for replicas that follow it write {max(low, 1)}..{(high or 1) * 4}"
+        )
+    if not spec.idempotent and "batch" in spec.model_fields_set and spec.batch > 1:
+        said.append(
+            f"batch {spec.batch}: requests that must not be asked twice (idempotent: false) are never "
+            "stacked"
         )
     rollout = spec.rollout
     if rollout.sticky and rollout.strategy in ("all-at-once", "shadow", "blue-green"):
@@ -91,6 +107,10 @@ def deploy_file(path: str | Path, dashboard_address: str, token: str | None = No
         current = _declared(client)
         names = {app["name"] for app in data["applications"]}
         kept = [app for app in current["applications"] if app["name"] not in names]
+        there = {service: app["name"] for app in kept if (service := _service(app))}
+        for app in data["applications"]:
+            if _service(app) in there:
+                raise _twice("", _service(app), app["name"], there[_service(app)])
         _put(client, {**current, **data, "applications": [*kept, *data["applications"]]})
     return [
         app["args"]["service"]
@@ -128,6 +148,12 @@ def refusal(message: str) -> str:
         if colon and kind.startswith("sundog.errors."):
             return "\n  ".join([said, *(rest for rest in lines[number + 1 :] if rest)])
     return lines[-1] if lines else "Serve does not say why"
+
+
+def _service(app: dict[str, Any]) -> str:
+    """The service that an application declares; empty for one that is none of ours."""
+    ours = app.get("import_path") == IMPORT_PATH
+    return str((app.get("args") or {}).get("service") or "") if ours else ""
 
 
 def undeploy(name: str, dashboard_address: str, token: str | None = None) -> None:

@@ -120,7 +120,7 @@ class ServicesController:
     # -- one round
 
     def step(self) -> None:
-        seen = observe()
+        seen = observe(self._anchors)
         if seen is not None:
             self.gateway_message = gateway_fault(seen.apps.get(GATEWAY_APP))
             with self._lock:

@@ -13,10 +13,12 @@ from sundog.spec.run import Market, Resources
 
 
 class Slo(Spec):
-    p95: DurationS | None = None
-    p99: DurationS | None = None
+    p95: DurationS | None = Field(None, gt=0)
+    p99: DurationS | None = Field(None, gt=0)
     first: DurationS | None = Field(
-        None, description="until the first part of an answer that streams (time to first token)"
+        None,
+        gt=0,
+        description="until the first part of an answer that streams (time to first token)",
     )
 
     @property
@@ -142,7 +144,9 @@ class ServiceSpec(Environment):
     )
     rollout: Rollout = Rollout()
     capture: Capture = Capture()
-    deadline: DurationS = Field(30.0, description="how long a request may take, queueing included")
+    deadline: DurationS = Field(
+        30.0, gt=0, description="how long a request may take, queueing included"
+    )
     hold: DurationS = Field(
         10.0,
         description="how long a request waits while no replica is there, such as after the only one "
@@ -152,9 +156,11 @@ class ServiceSpec(Environment):
     batch: int = Field(
         64, ge=1, description="rows of waiting requests in one call of the model; 1: never stacked"
     )
-    max_body: MemoryBytes = 32 * 2**20
+    max_body: MemoryBytes = Field(32 * 2**20, gt=0)
     idempotent: bool = Field(
-        True, description="asking twice is harmless: a lost call may be retried"
+        True,
+        description="asking twice is harmless: a lost call is asked again. false: no call is ever "
+        "sent twice, and none is stacked with others",
     )
     allow_code: bool = Field(
         False, description="let a python model run its own code in the replica"
@@ -169,3 +175,12 @@ class ServiceSpec(Environment):
                 f"replicas {value} needs an upper end of at least 1; write {value.low}..4"
             )
         return value
+
+    @model_validator(mode="after")
+    def _asked_once(self) -> ServiceSpec:
+        if not self.idempotent and self.rollout.strategy == "shadow":
+            raise ValueError(
+                "rollout.strategy shadow asks each request of both versions, which idempotent: "
+                "false forbids; write canary, or idempotent: true"
+            )
+        return self

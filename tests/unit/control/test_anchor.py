@@ -65,3 +65,11 @@ def test_an_slo_that_an_idle_replica_misses_is_refused(monkeypatch, same):
         check(args)
     assert check({**args, "slo": {"p99": "50ms"}}).slo.p99 == 0.05
     assert check({**args, "slo": {}}).service == "same"
+
+
+def test_what_is_left_out_of_captures_is_a_tensor_of_the_model(monkeypatch, same):
+    monkeypatch.setattr(ray, "nodes", lambda: nodes("10.0.0.1"))
+    assert check({**same, "capture": {"leave_out": ["x"]}}).capture.leave_out == ("x",)
+    with pytest.raises(SpecError, match="no input or output 'X'") as refused:
+        check({**same, "capture": {"share": "1%", "leave_out": ["x", "X"]}})
+    assert "it has x" in refused.value.fix

@@ -106,6 +106,18 @@ def test_a_file_is_merged_with_what_others_declared(file, dashboard):
     assert put["applications"][1]["args"]["replicas"] == "1..3"
 
 
+def test_a_service_belongs_to_one_application(tmp_path, dashboard):
+    once = "  - {name: NAME, import_path: sundog:service, args: {service: digits, model: d}}\n"
+    path = tmp_path / "d.yaml"
+    path.write_text("applications:\n" + once.replace("NAME", "a") + once.replace("NAME", "b"))
+    with pytest.raises(SpecError, match=r"d.yaml:3: application b .* application a does"):
+        read_file(path)
+    path.write_text("applications:\n" + once.replace("NAME", "mine"))
+    with pytest.raises(SpecError, match=r"application mine .* as application digits does"):
+        deploy_file(path, dashboard["address"], "secret")
+    assert dashboard["puts"] == []
+
+
 TRACEBACK = """Deploying app 'digits' failed with exception:
 Traceback (most recent call last):
   File "anchor.py", line 55, in check
@@ -187,7 +199,10 @@ def test_a_deploy_says_what_of_a_spec_has_no_effect():
     assert said() == []
     assert said(replicas="1..4", slo={"p99": "50ms"}) == []
     assert said(replicas="0..4") == []
+    assert "only refuses what would be late" in said(slo={"p95": "1s"})[0]
+    assert "never stacked" in said(idempotent=False, batch=8)[0]
+    assert said(idempotent=False) == []
     assert "hold 2 s" in said(replicas="0..4", hold="2s")[0]
-    assert "write replicas: 2..8" in said(replicas=2, slo={"p95": "1s"})[0]
+    assert "write 2..8" in said(replicas=2, slo={"p95": "1s"})[0]
     assert "splits no traffic" in said(rollout={"strategy": "shadow", "sticky": "key"})[0]
     assert "only `sundog rollback` tells it" in said(rollout={"webhook": "https://example.org"})[0]

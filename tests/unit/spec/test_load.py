@@ -123,6 +123,10 @@ def test_a_service_keeps_its_shares_and_bounds() -> None:
     assert spec.slo.p99 == pytest.approx(0.05)
     assert spec.rollout.steps == pytest.approx((0.01, 0.05))
     assert "upper end" in fault("service: d\nmodel: d\nreplicas: 2..\n", ServiceSpec)
+    for nothing in ("deadline: 0", "max_body: 0", "slo: {p99: 0}"):  # every request would fail
+        assert "greater than 0" in fault(f"service: d\nmodel: d\n{nothing}\n", ServiceSpec)
+    twice = "idempotent: false\nrollout: {strategy: shadow}\n"
+    assert "asks each request of both" in fault(f"service: d\nmodel: d\n{twice}", ServiceSpec)
 
 
 def test_specs_are_frozen() -> None:
