@@ -121,10 +121,16 @@ def _speed(record: dict[str, Any]) -> list[str]:
 
 
 def _goodput(record: dict[str, Any]) -> str:
-    """`94.1% · startup 1.2 · restart 1.9`: the useful share of node-seconds, the rest by name."""
+    """`94.1% · startup 1.2 ($0.03) · restart 1.9 ($0.05)`: the useful share of node-seconds, the rest
+    by name with its dollars."""
     if not record.get("goodput"):
         return ""
-    losses = [f"{n} {100 * v:.1f}" for n, v in (record.get("losses") or {}).items() if v > 5e-4]
+    usd = record.get("account_usd") or {}
+    losses = [
+        f"{n} {100 * v:.1f}" + (f" (${usd[n]:.2f})" if usd.get(n) else "")
+        for n, v in (record.get("losses") or {}).items()
+        if v > 5e-4
+    ]
     return " · ".join([f"{100 * record['goodput']:.1f}%", *losses])
 
 

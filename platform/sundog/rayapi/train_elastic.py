@@ -81,6 +81,8 @@ class Resizer(Protocol):
 
     def with_warm(self, working: int, warm: int) -> int: ...
 
+    def standing_by(self, actors: list[str]) -> None: ...
+
     def standby_failed(self, why: str, pause_s: float) -> None: ...
 
     def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None: ...
@@ -233,6 +235,7 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
                 return decision
         self._warm_up(len(workers) - len(going), leaving)
         warm = len(self.pool.warm(leaving))
+        self.resizer.standing_by([s.actor._actor_id.hex() for s in self.pool.standby])
         count = self.resizer.with_warm(len(workers), warm) if warm and not going else 0
         if count <= len(workers) or self.pool.lost_standbys():  # else all would stop for nobody
             return NoopDecision()

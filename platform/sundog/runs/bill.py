@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sundog.clock import WALL, Clock
@@ -46,6 +47,14 @@ class Prices:
         return record
 
 
+@dataclass(frozen=True)
+class Spent:
+    """`usd` has no part for nodes without a price: it is of use only while the bill has dollars."""
+
+    node_seconds: float
+    usd: float
+
+
 class Bill:
     """Adds up a live run's nodes. `before` is what its drivers before this one had on it."""
 
@@ -54,9 +63,16 @@ class Bill:
         self.node_hours = node_hours
         self.usd: float | None = usd if node_hours else 0.0
 
-    def add(self, node_ids: Sequence[str], start_s: float, end_s: float) -> None:
-        """The run had these nodes in this span of Unix time."""
+    def add(self, node_ids: Sequence[str], start_s: float, end_s: float) -> Spent:
+        """The run had these nodes in this span of Unix time, or since they began within it."""
+        seconds, dollars = 0.0, 0.0
         for node in set(node_ids):
-            self.node_hours += max(0.0, end_s - start_s) / 3600
-            usd = self._prices.between(node, start_s, end_s)
+            began_s = max(start_s, float(self._prices.record(node).get("started_s") or start_s))
+            if began_s >= end_s:
+                continue
+            seconds += end_s - began_s
+            usd = self._prices.between(node, began_s, end_s)
+            dollars += usd or 0.0
             self.usd = None if usd is None or self.usd is None else self.usd + usd
+        self.node_hours += seconds / 3600
+        return Spent(seconds, dollars)

@@ -54,7 +54,9 @@ def driving(
     with lease.kept(), _cancellable(folder):
         folder.update(
             kind=kind, state="running", message="", ended_s=None,
-            started_s=before.get("started_s") or clock.now_s(), job_id=_job_id(), **about,
+            started_s=before.get("started_s") or clock.now_s(), job_id=_job_id(),
+            # The driver before was killed: a cancelled or failed run has waited for nobody.
+            cut_off=resumed and before.get("state") == "running", **about,
         )  # fmt: skip
         folder.event(telemetry.RUN_RESUMED if resumed else telemetry.RUN_STARTED, kind=kind)
         done: dict[str, Any] = {}

@@ -11,10 +11,11 @@ from typing import Any
 from sundog import telemetry
 from sundog.clock import WALL
 from sundog.rayapi.train_channel import Channel
-from sundog.runs.bill import Bill, Prices
+from sundog.runs.bill import Prices
+from sundog.runs.books import Books
 from sundog.runs.driver import say
-from sundog.runs.goodput import Account, Meter
-from sundog.runs.stages import Change, change
+from sundog.runs.resizing import STANDBYS
+from sundog.runs.stages import Change, change, restart
 from sundog.runs.worker import STOP_ASKED
 from sundog.storage.runs import RunFolder
 
@@ -44,14 +45,11 @@ class Follower:
         self._printed_s, self._recorded_s = float("-inf"), float("-inf")
         self._started_s = WALL.now_s()
         self._pointed_s = float("-inf")
-        self._meter = Meter()
         self._told_to_wait = False
         # Of the drivers before this one too.
-        before = folder.record()
-        self._meter.account = Account.of(before.get("account") or {})
-        self._bill = Bill(Prices(folder.root), before.get("node_hours") or 0.0, before.get("usd"))
-        self._usd_before = self._bill.usd or 0.0
-        self._changes: list[dict[str, Any]] = list(before.get("changes") or [])
+        self._before = folder.record()
+        self._books = Books(self._before, Prices(folder.root), self._started_s)
+        self._changes: list[dict[str, Any]] = list(self._before.get("changes") or [])
 
     def __call__(self) -> None:
         progress = self._channel.read("progress")
@@ -59,11 +57,8 @@ class Follower:
             self._still_waiting()
         if progress is None or progress == self._last:
             return
-        found = None
-        if self._last and progress["group"] != self._last["group"]:
-            found = self._regrouped(progress)
-        self._account(progress, found)
-        self._charge(progress)
+        found = self._regrouped(progress)
+        self._books.news(progress, found if self._last else None, self._standing())
         self._watch_budget(progress)
         self._point(progress, found is not None)
         self._last = progress
@@ -71,17 +66,15 @@ class Follower:
         last = progress["step"] == progress["steps"]
         if last or now_s - self._printed_s >= _PRINT_EVERY_S:
             self._printed_s = now_s
-            say(self._folder, progress_line(progress, self._bill.usd))
+            say(self._folder, progress_line(progress, self._books.bill.usd))
         if last or now_s - self._recorded_s >= _RECORD_EVERY_S:
             self._recorded_s = now_s
             self._folder.update(
                 step=progress["step"], steps=progress["steps"], workers=progress["world"],
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
-                goodput=self._meter.account.goodput, losses=self._meter.account.shares(),
-                account=self._meter.account.seconds(),
-                changes=self._changes, placed=progress.get("placed"), usd=self._bill.usd,
-                node_hours=self._bill.node_hours, eta_s=eta_s(progress),
+                changes=self._changes, placed=progress.get("placed"), eta_s=eta_s(progress),
                 tokens_s=progress["samples_s"] * progress.get("tokens", 0) or None,
+                **self._books.fields,
             )  # fmt: skip
 
     def _still_waiting(self) -> None:
@@ -97,12 +90,20 @@ class Follower:
             f"{free.get('GPU', 0):g} GPU are free on this cluster",
         )
 
-    def _regrouped(self, progress: dict[str, Any]) -> Change:
-        """Workers were lost or joined: what it cost, stage by stage, goes into events and record."""
+    def _regrouped(self, progress: dict[str, Any]) -> Change | None:
+        """Workers were lost or joined, or the driver before was: what it cost, stage by stage, goes
+        into events and record."""
+        if self._last and progress["group"] == self._last["group"]:
+            return None
         stamps = self._channel.read("regroup")
         if stamps is not None and stamps.get("token") != progress["group"]:
             stamps = None
-        found = change(self._last, progress, stamps)
+        if self._last:
+            found = change(self._last, progress, stamps)
+        elif self._before.get("cut_off") and self._before.get("accounted_s"):
+            found = restart(self._before, self._started_s, progress, stamps)
+        else:
+            return None
         self._folder.event(found.event, **found.fields)
         self._changes = [*self._changes[-_CHANGES_KEPT:], {"event": found.event, **found.fields}]
         say(self._folder, found.line)
@@ -121,50 +122,34 @@ class Follower:
         point = {
             "step": progress["step"], "loss": progress["loss"], "metrics": progress["metrics"],
             "samples_s": progress["samples_s"], "workers": progress["world"],
-            "goodput": self._meter.account.goodput, "usd": self._bill.usd,
+            "goodput": self._books.account.goodput, "usd": self._books.bill.usd,
         }  # fmt: skip
         self._folder.event(telemetry.RUN_PROGRESS, **point)
         for observer in self._observers:
             observer(point)
 
-    def _charge(self, progress: dict[str, Any]) -> None:
-        """A node is paid for from the run's first news of it to the next, work or not."""
-        since_s = self._last["at_s"] if self._last else self._started_s
-        nodes = (self._last or progress).get("placed") or []
-        self._bill.add([worker["node_id"] for worker in nodes], since_s, progress["at_s"])
+    def _standing(self) -> dict[str, bool]:
+        """Nodes with standbys, and whether all that are there are ready."""
+        out: dict[str, bool] = {}
+        for actor in (self._channel.read(STANDBYS) or {}).get("actors", []):
+            if where := self._channel.read(f"{STANDBYS}/{actor}"):
+                out[where["node_id"]] = out.get(where["node_id"], True) and where["ready"]
+        return out
 
     def _watch_budget(self, progress: dict[str, Any]) -> None:
         """Ask the workers to stop while the money still pays for the stopping."""
         if self._max_usd is None or self._budget_said:
             return
-        usd = self._bill.usd
+        usd = self._books.bill.usd
         if usd is None:
             self._budget_said = True
             say(self._folder, "max_usd is not watched: a node of this run has no price")
             return
         since_s = progress["at_s"] - self._started_s
-        rate = (usd - self._usd_before) / since_s if since_s > 0 else 0.0
+        rate = (usd - self._books.usd_before) / since_s if since_s > 0 else 0.0
         if usd + rate * _STOPPING_S >= self._max_usd:
             self._budget_said = True
             self._channel.post(STOP_ASKED, {"usd": usd, "max_usd": self._max_usd})
-
-    def _account(self, progress: dict[str, Any], found: Change | None) -> None:
-        world = progress["world"]
-        if not self._last:
-            self._meter.waited("startup", world, progress["at_s"] - self._started_s)
-            self._meter.stepped(progress["step"], world, 0.0, progress["stall_s"])
-            return
-        seconds = max(0.0, progress["at_s"] - self._last["at_s"])
-        if found is None:
-            self._meter.stepped(progress["step"], world, seconds, progress["stall_s"])
-            return
-        # The old group worked on for a while after its last news.
-        self._meter.stepped(
-            max(self._last["step"], progress["step"] + found.steps_back - 1),
-            found.before, max(0.0, seconds - found.took_s), self._last["stall_s"],
-        )  # fmt: skip
-        self._meter.waited("restart", max(world, found.before), min(seconds, found.took_s))
-        self._meter.stepped(progress["step"], world, 0.0)
 
 
 def progress_line(progress: dict[str, Any], usd: float | None = None) -> str:

@@ -61,30 +61,35 @@ class Account:
 
 
 class Meter:
-    """The account of a live run, from what its driver sees of it."""
+    """The account of a live run, from what its driver sees of it.
 
-    def __init__(self) -> None:
-        self.account = Account()
-        self._step = 0
-        self._furthest = 0
-        self._rate = 0.0  # node-seconds of work in a step, of late
+    `nodes` is what a second of them weighs: their number, or their dollars a second where the
+    account is in dollars. `account` and `step` are what the driver before had come to.
+    """
+
+    def __init__(self, account: Account | None = None, step: int = 0) -> None:
+        self.account = account or Account()
+        self._step = step
+        self._rate = self.account.useful / step if step else 0.0  # of work in a step, of late
         self._stall_s = 0.0
 
-    def waited(self, why: str, nodes: int, seconds: float) -> None:
+    def waited(self, why: str, nodes: float, seconds: float) -> None:
         self.account.lose(why, nodes * seconds)
 
-    def stepped(self, step: int, nodes: int, seconds: float, stall_s: float = 0.0) -> None:
-        """The group of `nodes` went on to `step` in `seconds`; `stall_s` is what all its saves
-        have cost so far. A step below an earlier one means that work was lost in between."""
+    def stepped(self, step: int, nodes: float, seconds: float, stall_s: float = 0.0) -> None:
+        """The group of `nodes` went on to `step` in `seconds`; `stall_s` is what all saves of its
+        first worker have cost so far, which is another worker's count after a regroup. A step
+        below an earlier one means that work was lost, and `seconds` spent on going back."""
+        stalled_s = min(seconds, max(0.0, stall_s - self._stall_s))
+        self._stall_s = stall_s
         if step < self._step:
-            self.account.undo((self._furthest - step) * self._rate)
+            self.account.undo((self._step - step) * self._rate)
+            self.account.lose("restart", nodes * seconds)
             self._step = step
             return
-        stalled_s = min(seconds, max(0.0, stall_s - self._stall_s))
         self.account.lose("checkpoint", nodes * stalled_s)
         worked = nodes * (seconds - stalled_s)
         self.account.work(worked)
-        if step > self._step:
+        if step > self._step and worked:
             self._rate = worked / (step - self._step)
-        self._step, self._stall_s = step, max(stall_s, self._stall_s)
-        self._furthest = max(self._furthest, step)
+        self._step = step

@@ -48,6 +48,7 @@ class Story:
 
     @property
     def usd_per_node_second(self) -> float | None:
+        """On average over the run: what a pause's node-seconds are priced with."""
         hours = self.record.get("node_hours") or 0.0
         usd = self.record.get("usd")
         return usd / hours / 3600 if usd and hours else None
@@ -167,15 +168,17 @@ def _seconds(axes: Any, story: Story) -> None:
     axes.barh(rows, values, color=[_COLOURS[n] for n in names], height=0.6)
     axes.set_yticks(list(rows), names)
     axes.invert_yaxis()
-    total, rate = sum(values) or 1.0, story.usd_per_node_second
-    for row, value in zip(rows, values, strict=True):
-        dollars = f" · ${value * rate:.3f}" if rate else ""
+    total, usd = sum(values) or 1.0, story.record.get("account_usd") or {}
+    for row, (name, value) in enumerate(zip(names, values, strict=True)):
+        dollars = f" · ${usd[name]:.3f}" if usd.get(name) else ""
         axes.annotate(
             f"{value:,.1f} s · {100 * value / total:.1f}%{dollars}", (value, row),
             xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=_INK,
         )  # fmt: skip
     axes.set_xlim(0, max(values, default=1.0) * 1.6)
-    axes.set_title("node-seconds" + (" and dollars" if rate else ""), fontsize=9, color=_INK)
+    axes.set_title(
+        "node-seconds" + (" and dollars" if any(usd.values()) else ""), fontsize=9, color=_INK
+    )
 
 
 def _pauses(axes: Any, story: Story) -> None:
@@ -197,7 +200,8 @@ def _pauses(axes: Any, story: Story) -> None:
             axes.barh(row, seconds, left=left, color=_COLOURS[name], height=0.6, label=label)
             left += seconds
         rate = story.usd_per_node_second
-        cost = f" · ${left * max(change['workers']) * rate:.4f}" if rate else ""
+        nodes = change.get("nodes")
+        cost = f" · ${change['took_s'] * nodes * rate:.4f}" if rate and nodes else ""
         again = f" · {change['steps_back']} again" if change["steps_back"] else ""
         axes.annotate(f"{change['took_s']:.2f} s{cost}{again}", (left, row), xytext=(4, 0),
                       textcoords="offset points", va="center", fontsize=8, color=_INK)  # fmt: skip

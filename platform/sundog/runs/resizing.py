@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sundog import telemetry
@@ -18,6 +18,9 @@ from sundog.runs.resize import Resize, Snapshot, decide
 from sundog.runs.worker import prepare
 from sundog.spec.run import RunSpec
 from sundog.storage.runs import RunFolder
+
+STANDBYS = "standbys"
+"""The topic under which a run's standbys are posted, and with an actor's id where that one is."""
 
 _GROW_PAUSE_S = 1.0
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ class RunResizer:
     high: int
     flags: dict[str, int]
     config: dict[str, Any]
+    _told: dict[str, list[str]] = field(default_factory=dict, compare=False)  # posted before
 
     @classmethod
     def of(cls, spec: RunSpec, config: dict[str, Any]) -> RunResizer:
@@ -52,7 +56,24 @@ class RunResizer:
         return self._decide(working, 0, warm).workers
 
     def prepare(self) -> None:
+        """In a standby's process: get ready, and say where that is, since its node has its price."""
+        import ray
+
+        context = ray.get_runtime_context()
+        topic = f"{STANDBYS}/{context.get_actor_id()}"
+        where = {"node_id": context.get_node_id()}
+        with suppress(RuntimeError):
+            self._channel.post(topic, {**where, "ready": False})
         prepare(self.config)
+        with suppress(RuntimeError):
+            self._channel.post(topic, {**where, "ready": True})
+
+    def standing_by(self, actors: list[str]) -> None:
+        """The standbys that there are now, ready or not, by their actors' ids."""
+        if actors != self._told.get(STANDBYS):
+            with suppress(RuntimeError):
+                self._channel.post(STANDBYS, {"actors": actors})
+                self._told[STANDBYS] = actors
 
     def standby_failed(self, why: str, pause_s: float) -> None:
         """A worker that was to join could not get ready; the run goes on without it meanwhile."""
@@ -62,6 +83,12 @@ class RunResizer:
         with suppress(SundogError):
             folder.append_log("standby", line + "\n")
             folder.flush()
+
+    def reached(self) -> int:
+        """The furthest step that the first worker told of; -1: none yet."""
+        with suppress(RuntimeError):
+            return int((self._channel.read("progress") or {}).get("step", -1))
+        return -1
 
     def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None:
         """Some nodes of the run are about to go."""
@@ -74,7 +101,11 @@ class RunResizer:
     def regrouped(self, stamps: dict[str, Any]) -> None:
         """A new group is about to step; when each stage of making it was over."""
         with suppress(RuntimeError, SundogError):
-            Channel(self.config["folder"].run_id).post("regroup", stamps)
+            self._channel.post("regroup", stamps)
+
+    @property
+    def _channel(self) -> Channel:
+        return Channel(self.config["folder"].run_id)
 
     def _decide(self, working: int, lost: int, warm: int, leaving: int = 0) -> Resize:
         return decide(

@@ -25,12 +25,15 @@ class Change:
     steps_back: int
     took_s: float
     stages: Mapping[str, float]
+    nodes: int  # that stood still: distinct ones, of the larger group
+    cause: str
 
     @property
     def fields(self) -> dict[str, Any]:
         return {
             "step": self.step, "steps_back": self.steps_back, "took_s": self.took_s,
-            "workers": [self.before, self.workers], "stages": dict(self.stages),
+            "workers": [self.before, self.workers], "nodes": self.nodes, "cause": self.cause,
+            "stages": dict(self.stages),
         }  # fmt: skip
 
     @property
@@ -73,8 +76,35 @@ def change(
     return Change(
         event, last["world"], first["world"], first["step"], back,
         round(max(0.0, first["at_s"] - paused_s), 4),
-        _stages(cause, paused_s, first, stamps or {}),
+        _stages(cause, paused_s, first, stamps or {}), _nodes(last, first), cause,
     )  # fmt: skip
+
+
+def restart(
+    record: Mapping[str, Any], started_s: float, first: Mapping[str, Any],
+    stamps: Mapping[str, Any] | None,
+) -> Change:  # fmt: skip
+    """What a killed driver or head cost: from the last news in its `record` to the `first` of the
+    workers whose driver began at `started_s`. Nobody was parked; `noticed` is how long no driver was
+    there."""
+    paused_s = float(record["accounted_s"])
+    marks = {"noticed": started_s, "formed": first["joined_s"], "stepped": first["at_s"]}
+    if stamps and "gathered_s" in stamps:
+        marks = {"noticed": started_s, "gathered": stamps["gathered_s"], **marks}
+    found, at_s = {}, paused_s
+    for name, mark_s in marks.items():
+        found[name] = round(max(0.0, mark_s - at_s), 4)
+        at_s = mark_s
+    return Change(
+        telemetry.RUN_RECOVERED, int(record.get("workers") or 0), first["world"], first["step"],
+        max(0, int(record.get("step") or 0) + 1 - first["step"]),
+        round(max(0.0, first["at_s"] - paused_s), 4), found, _nodes(record, first), "driver",
+    )  # fmt: skip
+
+
+def _nodes(last: Mapping[str, Any], first: Mapping[str, Any]) -> int:
+    placed = (news.get("placed") or [] for news in (last, first))
+    return max(len({worker["node_id"] for worker in workers}) for workers in placed)
 
 
 def _stages(

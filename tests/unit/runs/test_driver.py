@@ -11,6 +11,7 @@ from toy import toy_spec
 from sundog.clock import ManualClock
 from sundog.errors import RunBusy
 from sundog.runs import train
+from sundog.runs.driver import driving
 from sundog.storage.root import open_root
 from sundog.storage.runs import RunFolder, new_run
 
@@ -60,3 +61,15 @@ def test_a_driver_that_lost_its_lease_registers_nothing(overtaken, monkeypatch):
     with pytest.raises(RunBusy):
         train._register(toy_spec(register={"as": "toy"}), overtaken, None, None, {})
     assert not registered
+
+
+def test_the_record_tells_a_killed_driver_from_a_run_that_ended(tmp_path):
+    clock = ManualClock(1_700_000_000.0)
+    folder = new_run(open_root(str(tmp_path)), "r", "r-1", clock=clock)
+    with driving(folder, "train", clock):
+        assert folder.record()["cut_off"] is False
+    with driving(RunFolder(folder.root, "r-1", clock=clock), "train", clock):
+        assert folder.record()["cut_off"] is False
+    RunFolder(folder.root, "r-1").update(state="running")  # as a driver leaves it that is killed
+    with driving(RunFolder(folder.root, "r-1", clock=clock), "train", clock):
+        assert folder.record()["cut_off"] is True

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from sundog import telemetry
 from sundog.runs import follower
 from sundog.runs.follower import Follower
+from sundog.runs.resizing import STANDBYS
 from sundog.runs.worker import STOP_ASKED
 from sundog.storage.root import open_root
 from sundog.storage.runs import new_run
@@ -84,3 +86,43 @@ def test_nodes_without_a_price_are_said_once_and_never_guessed(scene):
         follow()
     assert STOP_ASKED not in channel.topics
     assert sum("has no price" in line for line in said) == 1
+
+
+def test_a_killed_driver_is_a_change_with_its_stages(scene):
+    _, folder, channel, said = scene
+    placed = [{"node_id": node} for node in ("a", "b")]
+    folder.update(step=1000, workers=2, placed=placed, cut_off=True, accounted_s=1.0)
+    follow = Follower(folder, channel)
+    folder.update(accounted_s=None)
+    follow._before["accounted_s"] = follow._started_s - 30
+    at_s = follow._started_s + 20
+    channel.topics["progress"] = news(follow, 0) | {
+        "step": 701, "at_s": at_s, "joined_s": at_s - 1, "group": "token"
+    }  # fmt: skip
+    channel.topics["regroup"] = {"token": "token", "cause": "start", "gathered_s": at_s - 5}
+    follow()
+    [event] = [e for e in folder.events() if e["event"] == telemetry.RUN_RECOVERED]
+    assert event["cause"] == "driver"
+    assert (event["steps_back"], event["workers"]) == (300, [2, 2])
+    assert event["took_s"] == pytest.approx(50)
+    assert event["stages"] == pytest.approx(
+        {"noticed": 30, "gathered": 15, "formed": 4, "stepped": 1}
+    )
+    assert any("300 steps again" in line for line in said)
+    assert folder.record()["account"]["recomputed"] == 0  # no step of it was accounted before
+
+
+def test_a_standby_s_node_is_in_the_record_and_on_the_bill(scene):
+    root, folder, channel, _ = scene
+    price(root, "a", 1.0)
+    price(root, "b", 2.0)
+    follow = Follower(folder, channel)
+    channel.topics[STANDBYS] = {"actors": ["x", "not-there-yet"]}
+    channel.topics[f"{STANDBYS}/x"] = {"node_id": "b", "ready": True}
+    for hours in (0.0, 10.0):  # the last step
+        channel.topics["progress"] = news(follow, hours, ["a"])
+        follow()
+    record = folder.record()
+    assert record["usd"] == pytest.approx(30.0)
+    assert record["account"]["idle"] == pytest.approx(10 * HOUR_S)
+    assert record["account_usd"]["idle"] == pytest.approx(20.0)

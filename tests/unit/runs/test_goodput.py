@@ -37,7 +37,7 @@ def test_a_live_run_s_meter_counts_steps_stalls_and_steps_done_again():
     meter.waited("startup", 2, 5)
     meter.stepped(100, 2, 10, stall_s=1.0)
     meter.waited("restart", 2, 4)
-    meter.stepped(80, 1, 0)
+    meter.stepped(80, 1, 0, stall_s=1.0)
     meter.stepped(100, 1, 4, stall_s=1.0)
     losses = meter.account.losses
     assert losses["startup"] == 10
@@ -45,3 +45,32 @@ def test_a_live_run_s_meter_counts_steps_stalls_and_steps_done_again():
     assert losses["restart"] == 8
     assert losses["recomputed"] == pytest.approx(20 * 18 / 100)
     assert meter.account.useful == pytest.approx(18 - 3.6 + 4)
+
+
+def test_a_new_first_worker_s_stalls_count_from_its_own_beginning():
+    meter = Meter()
+    meter.stepped(100, 1, 10, stall_s=3.0)
+    meter.stepped(101, 1, 0, stall_s=0.0)  # the first worker was lost, another one counts now
+    meter.stepped(200, 1, 10, stall_s=2.0)
+    assert meter.account.losses["checkpoint"] == pytest.approx(5)
+
+
+def test_the_next_driver_s_meter_knows_the_steps_that_are_computed_again():
+    first = Meter()
+    first.stepped(1000, 2, 500)
+    second = Meter(Account.of(first.account.seconds()), 1000)
+    second.waited("restart", 2, 30)
+    second.stepped(700, 2, 0)
+    assert second.account.losses["recomputed"] == pytest.approx(300)
+    second.stepped(1000, 2, 150)
+    assert second.account.useful == pytest.approx(1000)
+
+
+def test_steps_that_are_lost_twice_are_undone_once_each():
+    meter = Meter()
+    meter.stepped(1000, 1, 1000)
+    meter.stepped(700, 1, 0)
+    meter.stepped(800, 1, 100)
+    meter.stepped(700, 1, 0)
+    assert meter.account.losses["recomputed"] == pytest.approx(400)
+    assert meter.account.useful == pytest.approx(700)

@@ -23,7 +23,7 @@ def folder(tmp_path):
             folder.event(
                 "run.recovered" if i == 20 else "run.resized", step=step,
                 steps_back=10 if i == 20 else 0, took_s=1.9 if i == 20 else 0.4,
-                workers=[2, 1] if i == 20 else [1, 2],
+                workers=[2, 1] if i == 20 else [1, 2], nodes=1,
                 stages={"noticed": 0.5, "parked": 0.8, "formed": 0.6} if i == 20 else {},
             )  # fmt: skip
         folder.event(
@@ -33,8 +33,9 @@ def folder(tmp_path):
             usd=None,
         )  # fmt: skip
     account = {"useful": 70.0, "restart": 4.2, "startup": 6.0, "recomputed": 2.0}
-    folder.update(state="finished", step=400, goodput=0.85, account=account, node_hours=0.023,
-                  usd=0.41)  # fmt: skip
+    dollars = {"useful": 0.35, "restart": 0.021, "startup": 0.03, "recomputed": 0.009}
+    folder.update(state="finished", step=400, goodput=0.85, account=account, account_usd=dollars,
+                  node_hours=82.2 / 3600, usd=0.41)  # fmt: skip
     return folder
 
 
@@ -44,7 +45,8 @@ def test_the_picture_tells_of_loss_workers_stages_and_dollars(folder, tmp_path):
     text = path.read_text()
     assert text.startswith("<?xml")
     # matplotlib writes its text as paths and keeps the words in comments
-    for word in ("validation", "2→1", "recomputed", "goodput 85.0%", "$0.41", "parked", "10 again"):
+    for word in ("validation", "2→1", "recomputed", "goodput 85.0%", "$0.41", "parked", "10 again",
+                 "$0.350", "$0.021", "1.90 s · $0.0095 · 10"):  # fmt: skip
         assert word in text, word
 
 
