@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sundog.clock import WALL
 from sundog.errors import RunError, SundogError
 from sundog.runs.checkpoint import Checkpoint, Checkpoints
 from sundog.storage.root import Root
@@ -51,10 +52,13 @@ class Best:
             return
         import torch
 
+        began_s = WALL.monotonic_s()
         buffer = io.BytesIO()
         torch.save({"step": loop.step, "model": loop.snapshot()["model"]}, buffer)
         about = {"metrics": dict(loop.metrics), "value": value}
         self._checkpoints.save(loop.step, {_STATE: buffer.getvalue()}, about)
+        if loop.saver:  # the next step waits for this one as well
+            loop.saver.stall_s += WALL.monotonic_s() - began_s
         self._value = value
         self._note({"step": loop.step, "metric": self._metric, "value": value, "before": before})
 

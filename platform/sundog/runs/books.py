@@ -22,6 +22,7 @@ class Books:
         step = before.get("step") or 0
         self._seconds = Meter(Account.of(before.get("account") or {}), step)
         self._dollars = Meter(Account.of(before.get("account_usd") or {}), step)
+        self._seconds.stalled_s = before.get("stall_s") or 0.0
         self._before, self._started_s = before, started_s
         self._last: Mapping[str, Any] = {}
         self._standing: Mapping[str, bool] = {}
@@ -34,6 +35,11 @@ class Books:
         return self._seconds.account
 
     @property
+    def stall_s(self) -> float:
+        """How long steps have waited for checkpoints so far."""
+        return self._seconds.stalled_s
+
+    @property
     def fields(self) -> dict[str, Any]:
         """What the record says of it all."""
         dollars = self._dollars.account.seconds() if self.bill.usd is not None else None
@@ -41,7 +47,7 @@ class Books:
             "goodput": self.account.goodput, "losses": self.account.shares(),
             "account": self.account.seconds(), "account_usd": dollars,
             "usd": self.bill.usd, "node_hours": self.bill.node_hours,
-            "accounted_s": self._last.get("at_s"),
+            "stall_s": self.stall_s, "accounted_s": self._last.get("at_s"),
         }  # fmt: skip
 
     def news(

@@ -122,7 +122,8 @@ class Follower:
         point = {
             "step": progress["step"], "loss": progress["loss"], "metrics": progress["metrics"],
             "samples_s": progress["samples_s"], "workers": progress["world"],
-            "goodput": self._books.account.goodput, "usd": self._books.bill.usd,
+            "goodput": self._books.account.goodput, "stall_s": self._books.stall_s,
+            "usd": self._books.bill.usd,
         }  # fmt: skip
         self._folder.event(telemetry.RUN_PROGRESS, **point)
         for observer in self._observers:

@@ -72,6 +72,7 @@ class Meter:
         self._step = step
         self._rate = self.account.useful / step if step else 0.0  # of work in a step, of late
         self._stall_s = 0.0
+        self.stalled_s = 0.0  # that steps have waited for saves, whoever was the first worker
 
     def waited(self, why: str, nodes: float, seconds: float) -> None:
         self.account.lose(why, nodes * seconds)
@@ -82,6 +83,7 @@ class Meter:
         below an earlier one means that work was lost, and `seconds` spent on going back."""
         stalled_s = min(seconds, max(0.0, stall_s - self._stall_s))
         self._stall_s = stall_s
+        self.stalled_s += stalled_s
         if step < self._step:
             self.account.undo((self._step - step) * self._rate)
             self.account.lose("restart", nodes * seconds)

@@ -48,7 +48,7 @@ class Saver:
         self._error: SundogError | None = None
         self._saved_step = -1
         self._saved_s = clock.monotonic_s()
-        self.stall_s = 0.0
+        self.stall_s = 0.0  # what steps have waited for saves, those of the best model too
 
     def meet(self, world: int) -> None:
         """A new group of `world` workers; where one writes for all there is nothing to do."""
@@ -78,14 +78,19 @@ class Saver:
         loop.segments, loop.entries = [*loop.segments, *segment], []
         state = loop.snapshot()
         self._saved_step, self._saved_s = loop.step, began
+        stall_s = self._stalled(began)
         self._thread = threading.Thread(
-            target=self._write, args=(state, loop.plan, segment, entries, began), daemon=True,
-            name="checkpoint",
+            target=self._write, args=(state, loop.plan, segment, entries, began, stall_s),
+            daemon=True, name="checkpoint",
         )  # fmt: skip
         self._thread.start()
+
+    def _stalled(self, began: float) -> float:
+        """Seconds that a step waited for a save which began then; taken note of."""
         stall_s = self._clock.monotonic_s() - began
         self.stall_s += stall_s
         self._cadence.saw_stall(stall_s)
+        return stall_s
 
     def close(self) -> None:
         """Wait for what is being written. Raises what it failed with."""
@@ -109,6 +114,7 @@ class Saver:
         segment: list[str],
         entries: list[ledger.Entry],
         began: float,
+        stall_s: float,
     ) -> None:
         try:
             for name in segment:
@@ -121,7 +127,8 @@ class Saver:
             }  # fmt: skip
             size = self.checkpoints.save(state["step"], {STATE: buffer.getvalue()}, about)
             took_s = self._clock.monotonic_s() - began
-            self._note("checkpoint", {"step": state["step"], "bytes": size, "took_s": took_s})
+            about = {"step": state["step"], "bytes": size, "took_s": took_s, "stall_s": stall_s}
+            self._note("checkpoint", about)
         except Exception as error:  # noqa: BLE001 - whatever it was, the next offer says it
             self._error = unwritten(state["step"], error)
 

@@ -65,13 +65,13 @@ class ShardedSaver(Saver):
         rank = loop.exchange.rank if loop.exchange else 0
         scratch = tempfile.TemporaryDirectory(prefix="sundog-shards-")
         written = self._stage(loop.replica.shards(), scratch.name)
-        parts = (scratch, written, loop.step, rank, about, segment, loop.plan, entries, began)
+        self._saved_step, self._saved_s = loop.step, began
+        parts = (
+            scratch, written, loop.step, rank, about, segment, loop.plan, entries, began,
+            self._stalled(began),
+        )  # fmt: skip
         self._thread = threading.Thread(target=self._commit, args=parts, daemon=True)
         self._thread.start()
-        self._saved_step, self._saved_s = loop.step, began
-        stall_s = self._clock.monotonic_s() - began
-        self.stall_s += stall_s
-        self._cadence.saw_stall(stall_s)
 
     def _stage(self, state: dict[str, Any], folder: str) -> Any:
         """Copy the shards; returns what to wait for until they are in `folder`."""
@@ -86,6 +86,7 @@ class ShardedSaver(Saver):
     def _commit(
         self, scratch: Any, written: Any, step: int, rank: int, about: dict[str, Any],
         segment: list[str], plan: ledger.Plan, entries: list[ledger.Entry], began: float,
+        stall_s: float,
     ) -> None:  # fmt: skip
         try:
             mine = self._put(written, step, scratch.name)
@@ -106,7 +107,8 @@ class ShardedSaver(Saver):
                 self.checkpoints.commit(step, merged, about)
                 size = sum(file["bytes"] for file in merged.values())
                 took_s = self._clock.monotonic_s() - began
-                self._note("checkpoint", {"step": step, "bytes": size, "took_s": took_s})
+                told = {"step": step, "bytes": size, "took_s": took_s, "stall_s": stall_s}
+                self._note("checkpoint", told)
         except Exception as error:  # noqa: BLE001 - whatever it was, the next offer says it
             self._error = unwritten(step, error)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from sundog.errors import NotFound, RunError, SpecError
 from sundog.runs.best import Best, best_checkpoint
 from sundog.runs.exchange import Alone
 from sundog.runs.initial import kept_own, load_weights, pin
+from sundog.runs.interval import Cadence
 from sundog.runs.loop import Loop
 from sundog.runs.profiling import Profiler
+from sundog.runs.saver import Saver
 from sundog.spec.load import parse
 from sundog.spec.run import RunSpec
 from sundog.storage.models import Registry
@@ -28,9 +31,10 @@ def root(tmp_path):
     return open_root(str(tmp_path / "root"))
 
 
-def trained(root, rule: str, values: list[float], notes: list):
+def trained(root, rule: str, values: list[float], notes: list, saver=None):
     """A run whose validation metric goes through `values`, one each two steps."""
     loop = Loop(toy_spec(steps=2 * len(values), evaluate=2), Toy())
+    loop.saver = saver
     best = Best(root, "runs/r", rule, notes.append)
     left = iter(values)
 
@@ -53,6 +57,14 @@ def test_the_best_model_is_kept_and_a_resumed_run_does_not_forget_it(root):
     trained(root, "max score", [0.8, 0.6], notes)  # a new process, the same run
     assert best_checkpoint(root, "r").step == 4
     assert best_checkpoint(root, "nobody") is None
+
+
+def test_what_keeping_the_best_takes_is_a_checkpoint_s_stall(root):
+    saver = Saver(root, "runs/r", keep=1, cadence=Cadence(1000))
+    stalls: list = []  # at each note of a best one: the first is before any other save
+    notes = SimpleNamespace(append=lambda note: stalls.append(saver.stall_s))
+    trained(root, "max score", [0.5, 0.4], notes, saver)
+    assert stalls[0] > 0
 
 
 def test_less_is_better_when_the_rule_says_min(root):

@@ -62,6 +62,7 @@ def test_each_loss_has_the_dollars_of_the_nodes_that_it_happened_on(root):
     usd = books.fields["account_usd"]
     assert usd["startup"] == pytest.approx(15)
     assert usd["checkpoint"] == pytest.approx(6)
+    assert books.stall_s == pytest.approx(2)
     assert usd["restart"] == pytest.approx(15)
     assert usd["recomputed"] == pytest.approx(9 * 24 / 99)
     assert usd["useful"] == pytest.approx(24 - 9 * 24 / 99 + 10)
