@@ -11,14 +11,27 @@ import pytest
 
 from sundog.serving.http_server import MAX_HEAD, GuardedProtocol, build_server
 
+LARGE = 32 * 2**20
+
 
 class Impatient(GuardedProtocol):
     head_timeout_s = 0.2
     body_start_s = 0.2
+    stuck_s = 0.2
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.timeout_keep_alive = 2
 
 
 async def app(scope, receive, send):
     body = b""
+    if scope["path"] == "/refused":
+        await send(
+            {"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]}
+        )
+        await send({"type": "http.response.body", "body": b"no"})
+        return
     while True:
         message = await receive()
         body += message.get("body", b"")
@@ -28,10 +41,12 @@ async def app(scope, receive, send):
             break
     if scope["path"] == "/slow":
         await asyncio.sleep(0.6)
-    await send(
-        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
-    )
-    await send({"type": "http.response.body", "body": b"ok"})
+    said = b"x" * LARGE if scope["path"].startswith("/large") else b"ok"
+    headers = [(b"content-length", str(len(said)).encode())]
+    if scope["path"] == "/large-last":
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
 
 
 async def talk(scenario):
@@ -194,6 +209,66 @@ def assert_told(answer):
     assert "error" in json.loads(body)
 
 
+REFUSED = b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
+
+
+async def says_nothing_more_once_it_is_refused(reader, writer):
+    writer.write(REFUSED)
+    assert (await reader.readuntil(b"no")).startswith(b"HTTP/1.1 401")
+    writer.write(b"a")
+    assert await reader.read() == b""
+
+
+async def drips_on_once_it_is_refused(reader, writer):
+    writer.write(REFUSED)
+    await reader.readuntil(b"no")
+
+    async def drip():
+        while True:
+            writer.write(b"a")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    with pytest.raises(ConnectionError):
+        await drip()
+
+
+async def ends_what_was_refused_and_asks_again(reader, writer):
+    """Its body has its time; then the connection is as good as any other, and idles no longer."""
+    for _ in range(2):
+        writer.write(REFUSED + b"a" * 10)
+        await reader.readuntil(b"no")
+        await asyncio.sleep(0.1)
+        writer.write(b"a" * 990)
+        await asyncio.sleep(0.4)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    writer.write(REFUSED + b"a" * 10)
+    await reader.readuntil(b"no")
+    writer.write(b"a" * 990)
+    assert await reader.read() == b""
+
+
+async def takes_no_answer(reader, writer, path=b"/large"):
+    writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+    await asyncio.sleep(1.0)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(LARGE)
+
+
+async def takes_no_last_answer(reader, writer):
+    await takes_no_answer(reader, writer, b"/large-last")
+
+
+async def takes_an_answer_slowly(reader, writer):
+    writer.write(b"GET /large-last HTTP/1.1\r\nhost: x\r\n\r\n")
+    taken = 0
+    while part := await reader.read(2**20):
+        taken += len(part)
+        await asyncio.sleep(0.03)
+    assert taken > LARGE
+
+
 async def has_a_body_behind_a_slow_request(reader, writer):
     """Pipelined: the second is not read while the first is worked on, and that is nobody's fault."""
     head = b" HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
@@ -210,6 +285,12 @@ async def has_a_body_behind_a_slow_request(reader, writer):
         announces_a_body,
         announces_chunks,
         announces_a_second_body,
+        says_nothing_more_once_it_is_refused,
+        drips_on_once_it_is_refused,
+        ends_what_was_refused_and_asks_again,
+        takes_no_answer,
+        takes_no_last_answer,
+        takes_an_answer_slowly,
         has_a_body_behind_a_slow_request,
         asks_whether_to_send,
         silent,
