@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sundog.errors import Corrupt, NotFound, RecipeError, first_line
+from sundog.errors import (
+    Corrupt,
+    NotFound,
+    RecipeError,
+    StorageUnavailable,
+    SundogError,
+    first_line,
+)
+from sundog.storage.datasets import digest
 
 if TYPE_CHECKING:
     import pyarrow
@@ -135,7 +143,7 @@ class RowGroups:
             with self._io:
                 table = self._file(number).read_row_group(inside, columns=self.columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(number, first_line(error)) from error
+            raise self._unread(number, error) from error
         columns = {name: _array(table.column(name), name, self.data.ref) for name in self.columns}
         with self._lock:
             reads = self.reads
@@ -155,14 +163,28 @@ class RowGroups:
                 # Only the footer is read here, and later the row groups that are asked for.
                 source = filesystem.open_input_file(f"{base}/{key}")
                 self._files[number] = pq.ParquetFile(source, pre_buffer=True)
-            except FileNotFoundError:
-                raise self._damaged(number, "it is gone") from None
             except (pa.ArrowInvalid, OSError) as error:
-                raise self._damaged(number, first_line(error)) from error
+                raise self._unread(number, error) from error
         return self._files[number]
 
-    def _damaged(self, number: int, why: str) -> Corrupt:
-        key = self.data.split(self.split).files[number]
+    def _unread(self, number: int, error: Exception) -> SundogError:
+        """What a failed read means. Arrow raises OSError for rotten bytes and for storage that is away
+        alike: the file's hash tells them apart."""
+        split = self.data.split(self.split)
+        key, why = split.files[number], first_line(error)
+        self._files.pop(number, None)
+        try:
+            whole = digest(self.data.root, key) == split.sha256[number]
+        except NotFound:
+            whole, why = False, "it is gone"
+        except StorageUnavailable as away:
+            return away
+        if whole:
+            return StorageUnavailable(
+                f"{self.data.ref}: {key} is whole, but could not be read: {why}",
+                fix="was the storage away or overloaded? the same run id goes on from its last "
+                "checkpoint",
+            )
         return Corrupt(
             f"{self.data.ref} is damaged: {key}: {why}",
             fix="write the dataset again; it gets a new version",

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sundog.errors import Corrupt, NotFound, RecipeError
+from sundog.errors import Corrupt, NotFound, RecipeError, StorageUnavailable
 from sundog.runs.exchange import Alone
 from sundog.runs.interval import Cadence
 from sundog.runs.loop import STOP, Loop
@@ -90,6 +91,31 @@ def test_bad_data_gets_a_clear_message(data, tmp_path):
         Streamed(data, "train", ["hole"]).batch(np.array([0]))
     (tmp_path / data.split("train").files[0]).write_bytes(b"rubbish")
     with pytest.raises(Corrupt, match="ragged@1 is damaged"):
+        RowGroups(data, "train", None, 1)
+
+
+def test_storage_that_is_away_is_not_called_damage(data, monkeypatch):
+    rows = Streamed(data, "train", ["y"])
+
+    def late(self, *_, **__):
+        raise OSError(
+            "When reading: AWS Error NETWORK_CONNECTION: curlCode: 28, Timeout was reached"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "read_row_group", late)
+        with pytest.raises(StorageUnavailable, match="is whole, but could not be read"):
+            rows.batch(np.array([0]))
+
+        def away(self, key, start=0):
+            raise StorageUnavailable("the root does not answer")
+
+        patch.setattr(type(data.root), "stream", away)
+        with pytest.raises(StorageUnavailable, match="does not answer"):
+            rows.batch(np.array([0]))
+    assert rows.batch(np.array([0]))["y"].tolist() == [0]
+    data.root.delete(data.split("train").files[0])
+    with pytest.raises(Corrupt, match="it is gone"):
         RowGroups(data, "train", None, 1)
 
 
