@@ -22,6 +22,7 @@ from sundog.serving.tensors import (
 )
 
 MAX_ELEMENTS = 2**31
+_SHOWN = 100
 
 
 class BadRequest(Exception):
@@ -128,6 +129,7 @@ class Contract:
                 raise BadRequest("inference-header-content-length is more than the body has")
             tail, body = memoryview(body)[json_size:], bytes(memoryview(body)[:json_size])
         document = load_object(body)
+        bools = b"true" in body or b"false" in body
         given = document.get("inputs")
         if not isinstance(given, list):
             raise BadRequest(f"'inputs' is missing; it lists the tensors {self._names()}")
@@ -142,7 +144,7 @@ class Contract:
                 if size is not None:
                     raw[i], tail = _binary(tensor, shape, size, tail), tail[size:]
                 elif "data" in item:
-                    raw[i] = from_json(item["data"], tensor.datatype, count(shape))
+                    raw[i] = from_json(item["data"], tensor.datatype, count(shape), bools)
                 else:
                     raise BadRequest(f"input {tensor.name!r} has no 'data'")
             except BadTensor as error:
@@ -175,13 +177,13 @@ class Contract:
         name = item.get("name")
         i = self._index.get(name) if isinstance(name, str) else None
         if i is None:
-            raise BadRequest(f"there is no input {repr(name)[:100]}; {self._near(name)}")
+            raise BadRequest(f"there is no input {_short(name)}; {self._near(name)}")
         if raw[i] is not None:
             raise BadRequest(f"input {name!r} is given twice")
         datatype = item.get("datatype")
         if datatype != self.inputs[i].datatype:
             raise BadRequest(
-                f"input {name!r} is {self.inputs[i].datatype}, the request says {datatype!r}"
+                f"input {name!r} is {self.inputs[i].datatype}, the request says {_short(datatype)}"
             )
         return i
 
@@ -202,10 +204,13 @@ class Contract:
             want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)
         ):
             raise BadRequest(
-                f"input {tensor.name!r} has shape {shape}, the model takes {list(tensor.shape)}"
+                f"input {tensor.name!r} has shape {_short(shape)}, "
+                f"the model takes {list(tensor.shape)}"
             )
         if count(shape) > MAX_ELEMENTS:
-            raise BadRequest(f"input {tensor.name!r}: {count(shape)} elements are too many", 413)
+            raise BadRequest(
+                f"input {tensor.name!r}: over {MAX_ELEMENTS} elements are too many", 413
+            )
         return tuple(shape)
 
     def _finish(self, document: dict[str, Any], raw: list[Any], shapes: list[Any]) -> Parsed:
@@ -283,7 +288,7 @@ class Contract:
         for name in names:
             if not isinstance(name, str) or name not in self._out_index:
                 raise BadRequest(
-                    f"there is no output {name!r}; the model gives "
+                    f"there is no output {_short(name)}; the model gives "
                     + ", ".join(repr(n) for n in self._out_index)
                 )
         return names or None  # type: ignore[return-value]  # None is refused just above
@@ -377,6 +382,12 @@ class Contract:
 def _parameter(item: Any, name: str) -> Any:
     parameters = item.get("parameters") if isinstance(item, dict) else None
     return parameters.get(name) if isinstance(parameters, dict) else None
+
+
+def _short(value: Any) -> str:
+    """What a client sent, in an error: it may be of any size."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _first(*values: Any) -> Any:

@@ -16,6 +16,9 @@ BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 
+EACH_ROWS = 256
+"""Sizes of calls up to this one are counted each; larger ones together, up to the next power of two."""
+
 
 class Histogram:
     """Seconds, in Prometheus' buckets."""
@@ -61,6 +64,8 @@ class LaneStats:
         self.executions += 1
         self.infer_s += seconds
         self.last_s = WALL.now_s()
+        if rows > EACH_ROWS:  # requests may have any number: a series for each would have no end
+            rows = 1 << (rows - 1).bit_length()
         entry = self.batches.get(rows)
         if entry is None:
             entry = self.batches[rows] = [0, 0.0]

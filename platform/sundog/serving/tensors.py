@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from itertools import chain
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _STRICT = {
     "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d",
 }  # fmt: skip
 
+_FEW = 64
+
 DATATYPES = (*_LAYOUT, "BYTES")
 SIZE = {name: np.dtype(layout).itemsize for name, layout in _LAYOUT.items()}
 
@@ -41,46 +44,65 @@ def count(shape: list[int] | tuple[int, ...]) -> int:
     return total
 
 
-def from_json(data: Any, datatype: str, elements: int) -> bytes:
-    """Raw bytes of a (possibly nested) JSON array. Raises BadTensor; never rounds an integer."""
+def from_json(data: Any, datatype: str, elements: int, bools: bool = True) -> bytes:
+    """Raw bytes of a (possibly nested) JSON array. Raises BadTensor; never rounds an integer.
+
+    `bools`: `true` may be among numbers, and is looked for."""
     if not isinstance(data, list):
         raise BadTensor("data is not an array")
     while data and isinstance(data[0], list):
-        try:
-            data = list(chain.from_iterable(data))
-        except TypeError:
-            raise BadTensor("data is nested unevenly") from None
+        if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
+            raise BadTensor("data is nested unevenly")
+        data = list(chain.from_iterable(data))
     if len(data) != elements:
         raise BadTensor(f"data has {len(data)} values, the shape says {elements}")
     try:
-        return _pack(data, datatype)
+        return _pack(data, datatype, bools)
     except (TypeError, ValueError, OverflowError):
         raise BadTensor(
             f"data holds a value that is not {datatype}: {_odd(data, datatype)}"
         ) from None
 
 
-def _pack(data: list[Any], datatype: str) -> bytes:
+def _pack(data: list[Any], datatype: str, bools: bool) -> bytes:
+    if bools and datatype != "BOOL" and bool in set(map(type, data)):
+        raise TypeError  # Python counts them as 0 and 1
     code = _STRICT.get(datatype)
     if code is not None:
-        return array(code, data).tobytes()
+        values = array(code, data)
+        if code in "fd":
+            if len(values) > _FEW:
+                _finite(np.frombuffer(values, _LAYOUT[datatype]))
+            elif not all(map(isfinite, values)):  # numpy takes longer to begin
+                raise OverflowError
+        return values.tobytes()
     if datatype == "BOOL":
         if any(type(x) is not bool for x in data):
             raise TypeError
         return bytes(data)
     if datatype == "FP16":
-        return np.frombuffer(array("d", data), "<f8").astype("<f2").tobytes()
+        with np.errstate(over="ignore"):  # refused below
+            return _finite(np.frombuffer(array("d", data), "<f8").astype("<f2")).tobytes()
     if datatype == "BF16":
-        return to_bf16(np.frombuffer(array("f", data), "<f4")).tobytes()
+        bits = to_bf16(_finite(np.frombuffer(array("f", data), "<f4")))
+        _finite(from_bf16(bits))
+        return bits.tobytes()
     if any(type(x) is not str for x in data):
         raise TypeError
     return join_bytes([x.encode() for x in data])
 
 
+def _finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """JSON has no infinities: what is one now was too large for its datatype."""
+    if not np.isfinite(values).all():
+        raise OverflowError
+    return values
+
+
 def _odd(data: list[Any], datatype: str) -> str:
     for value in data:
         try:
-            _pack([value], datatype)
+            _pack([value], datatype, True)
         except (TypeError, ValueError, OverflowError):
             return repr(value)[:60]
     return "?"

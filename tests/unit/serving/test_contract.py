@@ -219,3 +219,32 @@ def test_only_signatures_with_a_free_first_dimension_are_stacked():
     assert not Contract("s", "1", fixed).batchable
     text = {**SIGNATURE, "inputs": [{"name": "t", "datatype": "BYTES", "shape": [-1]}]}
     assert not Contract("s", "1", text).batchable
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        body(PIXELS | {"datatype": "x" * 10_000}, SCALE), body(PIXELS | {"shape": [1] * 5000}, SCALE),
+        body(PIXELS | {"name": "x" * 10_000}, SCALE), body(PIXELS | {"data": ["x" * 10_000]}, SCALE),
+        body(PIXELS, SCALE, outputs=[{"name": "x" * 10_000}]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_echoed_in_short(wrong):
+    with pytest.raises(BadRequest) as caught:
+        CONTRACT.read(wrong)
+    assert len(caught.value.message) < 400
+
+
+def test_true_is_no_number():
+    for value in (True, False):
+        with pytest.raises(BadRequest, match=f"not FP32: {value}"):
+            CONTRACT.read(body(PIXELS | {"data": [1.0, value]}, SCALE))
+    with pytest.raises(BadRequest, match="not INT64: True"):
+        CONTRACT.parse_rows({"pixels": [1, 2], "scale": [True]})
+    everything = body(PIXELS, SCALE, parameters={"binary_data_output": True})
+    assert CONTRACT.read(everything).binary == {"logits", "label"}
+
+
+def test_rows_of_uneven_length_are_not_cut_into_even_ones():
+    with pytest.raises(BadRequest, match="unevenly"):
+        CONTRACT.parse_rows({"pixels": [[1, 2], [3], [4, 5, 6]], "scale": [[1], [2], [3]]})

@@ -56,3 +56,13 @@ def test_a_disk_that_refuses_costs_lines_only(tmp_path):
     log.add({})
     log.flush()
     assert log.lost == 1
+
+
+def test_sizes_of_calls_are_so_many_series_at_most():
+    stats = LaneStats()
+    for rows in range(100_000):
+        stats.executed(rows, 0.001)
+    assert len(stats.batches) < 300
+    counted = stats.document("s", "1")["batch_stats"]
+    assert sum(b["compute_infer"]["count"] for b in counted) == 100_000
+    assert all(b["batch_size"] <= 2**17 for b in counted)

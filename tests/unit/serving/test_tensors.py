@@ -48,18 +48,35 @@ def test_nested_and_flat_data_are_the_same(datatype):
     [
         ("INT64", 1.5), ("INT8", 128), ("INT8", -129), ("UINT8", -1), ("UINT64", 2**64),
         ("INT32", "1"), ("FP32", "1"), ("FP32", None), ("FP64", {}), ("BOOL", 1), ("BOOL", "true"),
-        ("BYTES", 1), ("BYTES", None), ("FP16", "x"), ("BF16", []),
+        ("BYTES", 1), ("BYTES", None), ("FP16", "x"), ("BF16", []), ("BYTES", True),
+        ("INT64", True), ("FP32", False), ("FP16", True), ("BF16", True),
+        ("FP32", 1e300), ("FP16", 1e5), ("BF16", 1e300), ("BF16", 3.4e38), ("FP64", float("inf")),
     ],
 )  # fmt: skip
 def test_a_value_of_another_datatype_is_refused(datatype, value):
-    with pytest.raises(BadTensor):
-        from_json([value], datatype, 1)
+    for times in (1, 100):
+        with pytest.raises(BadTensor):
+            from_json([value] * times, datatype, times)
 
 
-@pytest.mark.parametrize("data", [None, 3, "abc", {}, [[1], 2], [1, 2, 3], [[1, 2], [3]]])
+@pytest.mark.parametrize(
+    "data", [None, 3, "abc", {}, [[1], 2], [1, 2, 3], [[1, 2], [3]], [[1, 2], []]]
+)
 def test_data_that_does_not_fill_the_shape_is_refused(data):
     with pytest.raises(BadTensor):
         from_json(data, "INT32", 2)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data"),
+    [
+        ("INT32", [[1, 2], [3], [4, 5, 6]]), ("BYTES", [["a"], "bc"]), ("BYTES", [["a", "b"], "c"]),
+        ("INT32", [[[1, 2], [3]], [[4], [5, 6]]]), ("INT32", [[], [1, 2, 3, 4, 5, 6]]),
+    ],
+)  # fmt: skip
+def test_rows_of_different_lengths_are_refused_even_if_they_fill_the_shape(datatype, data):
+    with pytest.raises(BadTensor, match="unevenly"):
+        from_json(data, datatype, 3 if datatype == "BYTES" else 6)
 
 
 def test_no_values_are_a_tensor_too():
