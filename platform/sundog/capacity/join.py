@@ -16,8 +16,8 @@ from typing import Any
 
 from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.commands import DASHBOARD_PORT, TOKEN
-from sundog.capacity.launching import POOL_TAG
 from sundog.capacity.status import read_compiled
+from sundog.capacity.tags import POOL_TAG
 from sundog.clouds.aws_access import push_key
 from sundog.clouds.base import Cloud, Machine
 from sundog.errors import ClusterError

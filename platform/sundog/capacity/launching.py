@@ -13,8 +13,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sundog.capacity import decide
+from sundog.capacity.books import Books
 from sundog.capacity.decide import Launch, Wait
 from sundog.capacity.state import Cooldown, Node, PoolPlan, Refusal, View
+from sundog.capacity.tags import (
+    MARKET_TAG,
+    POOL_TAG,
+    PRICE_TAG,
+    TOKEN_TAG,
+    WHY_TAG,
+    ZONE_TAG,
+    node_of,
+    with_price,
+)
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import (
     CapacityRefused,
@@ -26,9 +37,8 @@ from sundog.clouds.base import (
     Transient,
     Unsupported,
 )  # fmt: skip
-from sundog.errors import CapacityError, SundogError
-from sundog.ledger import Entry, Ledger
-from sundog.market.offers import Offer
+from sundog.errors import CapacityError
+from sundog.ledger import Ledger
 
 TRANSIENT_TRIES = 3
 TRANSIENT_PAUSE_S = 0.2
@@ -39,9 +49,6 @@ MISSED_S = 60.0
 # Ray asks for a missing node every few seconds: one that was not asked for lately is not wanted.
 WANTED_S = 60.0
 KEPT_DECISIONS = 50
-
-POOL_TAG, MARKET_TAG, ZONE_TAG = "sundog:pool", "sundog:market", "sundog:zone"
-PRICE_TAG, TOKEN_TAG, WHY_TAG = "sundog:usd-hour", "sundog:token", "sundog:why"
 
 REFUSALS: dict[type[CapacityError], Refusal] = {
     CapacityRefused: "capacity", PriceRefused: "price", QuotaRefused: "quota",
@@ -75,17 +82,19 @@ class Buyer:
         self, cloud: Cloud, cluster: str, ledger: Ledger, *, budget_usd_hour: float | None = None,
         head_usd_hour: float | None = None, clock: Clock = WALL,
     ) -> None:  # fmt: skip
-        self.cloud, self.cluster, self.ledger, self.clock = cloud, cluster, ledger, clock
+        self.cloud, self.cluster, self.clock = cloud, cluster, clock
         self.budget_usd_hour, self.head_usd_hour = budget_usd_hour, head_usd_hour
         self.cooldowns: dict[str, Cooldown] = {}
         self.waiting: dict[str, Wait] = {}
         self.waited_s: dict[str, float] = {}
         self.decisions: list[dict[str, Any]] = []
+        self.books = Books(ledger, cluster, clock, lambda pool, why: self.note(pool, "ledger", why))
         self._lock = threading.RLock()
         self._known: dict[str, Machine] = {}
         self._unlisted: dict[str, float] = {}
         self._missed: dict[str, tuple[Machine, float]] = {}
         self._ended: set[str] = set()
+        self._to_end: set[str] = set()
         self._listings = self._applied = 0
         self._in_flight: dict[str, list[Node]] = {}
 
@@ -111,8 +120,14 @@ class Buyer:
             for id_, machine in self._known.items():
                 if id_ not in listed and id_ not in self._ended:
                     self._missed.setdefault(id_, (machine, asked_s))
+            self._known = dict(listed)
+            buying = set(self._in_flight)
+        # Written outside the lock: a storage root may be slow.
+        unseen = self.books.settle(listed, buying)
+        with self._lock:
+            for machine in unseen:
+                self._missed.setdefault(machine.id, (machine, asked_s))
             taken = self._taken_back(listed, asked_s)
-            self._known = listed
         for machine, at_s in taken:
             self._write_taken(machine, at_s)
         return list(listed.values())
@@ -129,10 +144,15 @@ class Buyer:
     def _write_taken(self, machine: Machine, at_s: float) -> None:
         """The cloud (or a person at its console) ended it; only spot is interrupted."""
         why = "no longer listed, and not ended by this cluster"
+        if self.books.unseen(machine.id) is not None:
+            # It went while no head looked. Nobody knows why; when, only if its agent wrote it down.
+            why = "gone when this head came up"
+            noticed_s = self.books.interrupted_s(machine.id)
+            at_s = at_s if noticed_s is None else noticed_s
+        elif machine.market == "spot" and machine.id not in self._to_end:
+            self.books.interrupted(machine, why, at_s)
         self.note(machine.tags.get(POOL_TAG, "head"), "taken back", f"{machine.id}: {why}")
-        if machine.market == "spot":
-            self._write("interruption", machine, None, why, at_s)
-        self._write("terminate", machine, None, why, at_s)
+        self.books.ended(machine, why, at_s)
 
     def known(self, id_: str) -> Machine | None:
         with self._lock:
@@ -221,7 +241,7 @@ class Buyer:
                 self._unlisted[m.id] = self.clock.now_s()
         self.note(request.pool.name, "launched", f"{len(machines)} × {offer}: {decision.why}")
         for m in machines:
-            self._write("launch", m, offer, decision.why)
+            self.books.launched(m, offer.usd_hour, decision.why)
         return machines
 
     def _once(self, order: Order) -> list[Machine]:
@@ -273,15 +293,16 @@ class Buyer:
         """Terminate; an id that is already gone is fine. Raises Transient when the cloud is away."""
         if not ids:
             return
+        self._to_end.update(ids)  # whatever becomes of the call, their end is ours
         self._try(lambda: self.cloud.terminate(ids))
         with self._lock:
+            gone = [self._known.pop(i, None) or self.books.unseen(i) for i in ids]
             self._ended.update(ids)
-            gone = [self._known.pop(i, None) for i in ids]
             for i in ids:
                 self._unlisted.pop(i, None)
         for machine in gone:
             if machine is not None:
-                self._write("terminate", machine, None, "")
+                self.books.ended(machine)
 
     def _try(self, call: Any) -> None:
         """An idempotent call, again on transient errors."""
@@ -299,26 +320,9 @@ class Buyer:
     def reprice(self, machine: Machine, usd_hour: float) -> None:
         """From now on this machine costs this: on its tags, for the budget, and in the ledger."""
         self.retag(machine.id, {PRICE_TAG: f"{usd_hour:.6f}"})
-        changed = replace(machine, tags={**machine.tags, PRICE_TAG: f"{usd_hour:.6f}"})
-        self._write("price", changed, None, "the market's price changed")
+        self.books.repriced(with_price(machine, usd_hour))
 
     # Telling.
-
-    def _write(
-        self, kind: Any, machine: Machine, offer: Offer | None, why: str, at_s: float | None = None
-    ) -> None:
-        about = {
-            "pool": machine.tags.get(POOL_TAG, "head"), "market": machine.market,
-            "zone": machine.zone, "shape": machine.shape, "why": why,
-            "type": machine.tags.get("ray-user-node-type", ""),
-        }  # fmt: skip
-        price = offer.usd_hour if offer else price_of(machine)
-        try:
-            at_s = self.clock.now_s() if at_s is None else at_s
-            self.ledger.append(Entry(kind, at_s, machine.id, self.cluster, price, about))
-        except (OSError, SundogError) as error:
-            # The instance is there whether or not it is written down; its tags say so too.
-            self.note(about["pool"], "ledger", f"{machine.id} not written: {error}")
 
     def note(self, pool: str, what: str, why: str) -> None:
         with self._lock:
@@ -326,20 +330,6 @@ class Buyer:
                 {"at_s": self.clock.now_s(), "pool": pool, "what": what, "why": why}
             )
             del self.decisions[:-KEPT_DECISIONS]
-
-
-def price_of(machine: Machine) -> float | None:
-    try:
-        return float(machine.tags[PRICE_TAG])
-    except (KeyError, ValueError):
-        return None
-
-
-def node_of(machine: Machine, busy: bool | None = None) -> Node:
-    return Node(
-        machine.id, machine.tags.get(POOL_TAG, ""), machine.market, machine.zone, machine.shape,
-        price_of(machine), machine.launched_s, busy, "sundog:draining" in machine.tags,
-    )  # fmt: skip
 
 
 def _pending(decision: Launch, token: str, pool: PoolPlan, now_s: float) -> list[Node]:

@@ -21,7 +21,8 @@ from sundog.capacity.launching import Buyer, NothingToBuy, Request
 from sundog.capacity.standins import StandIns, ray_of_this_process
 from sundog.capacity.state import PoolPlan, plans_from_dict
 from sundog.capacity.state_file import state_path, write_state
-from sundog.capacity.upkeep import Upkeep
+from sundog.capacity.tags import TYPE_TAG
+from sundog.capacity.upkeep import Background, Upkeep, in_a_thread
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud, Machine
 from sundog.errors import CapacityError, ClusterError, SundogError
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 CLUSTER_TAG = "ray-cluster-name"
 NAME_TAG, RAY_NAME = "Name", "ray-node-name"
-NODE_TYPE_TAG = "ray-user-node-type"
 
 
 class ElasticProvider(NodeProvider):  # type: ignore[misc]
@@ -43,7 +43,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
     def __init__(
         self, provider_config: dict[str, Any], cluster_name: str, *, cloud: Cloud | None = None,
         ledger: Ledger | None = None, clock: Clock = WALL,
-        drains: Callable[[], Drains | None] | None = None,
+        drains: Callable[[], Drains | None] | None = None, background: Background = in_a_thread,
     ) -> None:  # fmt: skip
         super().__init__(provider_config, cluster_name)
         ours = provider_config.get("sundog")
@@ -62,7 +62,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
             budget_usd_hour=ours.get("budget_usd_hour"), head_usd_hour=ours.get("head_usd_hour"),
             clock=clock,
         )  # fmt: skip
-        self._upkeep = Upkeep(self._buyer, self._plans, clock)
+        self._upkeep = Upkeep(self._buyer, self._plans, clock, background)
         self._stand_ins = StandIns(self._buyer, self._plans, clock, drains or ray_of_this_process)
         self._lock = threading.Lock()
         self._told = ""
@@ -139,7 +139,7 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
         return {m.id: m for m in bought}
 
     def _request(self, config: dict[str, Any], tags: Mapping[str, str], count: int) -> Request:
-        kind = tags.get(NODE_TYPE_TAG, "")
+        kind = tags.get(TYPE_TAG, "")
         born = {**to_cloud_tags(tags), CLUSTER_TAG: self.cluster_name}
         plan = self._plans.get(kind)
         if plan is None:

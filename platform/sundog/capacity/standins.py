@@ -13,13 +13,13 @@ from dataclasses import replace
 from sundog.capacity.decide import gang_moves, hand_backs
 from sundog.capacity.launching import Buyer
 from sundog.capacity.state import Node, PoolPlan, View
+from sundog.capacity.tags import DRAINING_TAG
 from sundog.clock import Clock
 from sundog.errors import CapacityError, ClusterError
 from sundog.rayapi.drain import Drains, RayNode
 
 logger = logging.getLogger(__name__)
 
-DRAINING_TAG = "sundog:draining"
 EVERY_S = 30.0
 # Time for a run to checkpoint; Ray kills nothing when it is over.
 MOVE_S = 600.0

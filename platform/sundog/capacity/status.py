@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sundog.capacity.cloud_of import make_cloud
-from sundog.capacity.launching import node_of, price_of
+from sundog.capacity.tags import node_of, price_of
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud
 from sundog.errors import ClusterError

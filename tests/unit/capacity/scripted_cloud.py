@@ -28,6 +28,7 @@ class ScriptedCloud:
     grants: Callable[[Order], int] = lambda order: order.count
     zone_names: tuple[str, ...] = ("z1", "z2")
     running: dict[str, Instance] = field(default_factory=dict)
+    ever: dict[str, Instance] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     now_s: Callable[[], float] = lambda: 0.0
@@ -62,7 +63,7 @@ class ScriptedCloud:
                 id_, "running", order.market, order.zone, order.shape, self.now_s(),
                 dict(order.tags), "10.0.0.1", None,
             )  # fmt: skip
-            self.running[id_] = Instance(machine, order.token)
+            self.running[id_] = self.ever[id_] = Instance(machine, order.token)
             made.append(machine)
         return made
 

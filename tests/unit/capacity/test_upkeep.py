@@ -42,6 +42,7 @@ class World:
         self.elastic = ElasticProvider(
             {"region": "r1", "sundog": {"budget_usd_hour": 5.0, **plans_to_dict({"gpu": PLAN})}},
             "c", cloud=self.cloud, clock=self.clock, ledger=self.ledger, drains=lambda: None,
+            background=lambda work: work(),
         )  # fmt: skip
         return self.elastic
 
