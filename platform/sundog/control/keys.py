@@ -65,24 +65,32 @@ class Keys:
 
         NotFound; Conflict for a key that still opens something: revoke it first.
         """
-        record, now_s = self._find(key_id), self._clock.now_s()
-        ends_s = [t for t in (record.expires_s, record.revoked_s) if t is not None]
-        if not any(t <= now_s for t in ends_s):
+        record = self._find(key_id)
+        if not self._has_ended(record):
             raise Conflict(f"key {key_id} is in use", f"sundog keys revoke {key_id}")
         self._store.delete_key(self._lease, key_id)
         self._tell()
         self._store.add_event(self._lease, telemetry.KEY_DELETED, key_id, {"name": record.name})
 
     def rotate(self, key_id: str, overlap_s: float = ROTATION_S) -> dict[str, Any]:
-        """A successor with the same rights; the old key goes on for `overlap_s`. NotFound."""
+        """A successor with the same rights, for as long; the old key goes on for `overlap_s`.
+
+        NotFound; Conflict for a key that opens nothing any more: it would come to life again.
+        """
         old = self._find(key_id)
+        if self._has_ended(old):
+            raise Conflict(f"key {key_id} has ended", f"sundog keys create {old.name}")
         end_s = self._clock.now_s() + overlap_s
         until = end_s if old.expires_s is None else min(end_s, old.expires_s)
         made = self.create(
-            old.name, list(old.scopes), old.rate, old.burst, old.quota, old.quota_tokens
+            old.name, list(old.scopes), old.rate, old.burst, old.quota, old.quota_tokens, old.ttl_s
         )
         self._put(replace(old, expires_s=until), telemetry.KEY_ROTATED)
         return made
+
+    def _has_ended(self, record: KeyRecord) -> bool:
+        ends_s = [t for t in (record.expires_s, record.revoked_s) if t is not None]
+        return any(t <= self._clock.now_s() for t in ends_s)
 
     def _find(self, key_id: str) -> KeyRecord:
         for document in self._store.keys():  # noqa: SIM118

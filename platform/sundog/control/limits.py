@@ -139,6 +139,9 @@ class Limits:
         now_s = self._clock.monotonic_s()
         if now_s - self._turned_s > _IDS_S:
             self._ids, self._turned_s = [{}, self._ids[0]], now_s
+        for number in told.get("lost_ids", ()):  # got no answer: the one to come counts
+            for ids in self._ids:
+                ids.pop((key_id, number), None)
         for number in told["ids"]:
             known = self._ids[0].get((key_id, number)) or self._ids[1].get((key_id, number))
             if known is None:

@@ -37,6 +37,8 @@ class KeyRecord:
     created_s: float = 0.0
     expires_s: float | None = None
     revoked_s: float | None = None
+    ttl_s: float | None = None
+    """How long it was made for; a successor is made for as long"""
 
     @property
     def allowed(self) -> Allowed:
@@ -48,7 +50,7 @@ class KeyRecord:
             "key_id": self.key_id, "name": self.name, "hash": self.hash,
             "body": {
                 "scopes": list(self.scopes), "rate": self.rate, "burst": self.burst,
-                "quota": self.quota, "quota_tokens": self.quota_tokens,
+                "quota": self.quota, "quota_tokens": self.quota_tokens, "ttl_s": self.ttl_s,
             },
             "created_s": self.created_s, "expires_s": self.expires_s,
             "revoked_s": self.revoked_s,
@@ -56,11 +58,13 @@ class KeyRecord:
 
 
 def record_of(document: dict[str, Any]) -> KeyRecord:
-    body = document["body"]
+    body, created_s, expires_s = document["body"], document["created_s"], document["expires_s"]
+    # Keys of before did not say.
+    ttl_s = body["ttl_s"] if "ttl_s" in body else expires_s and expires_s - created_s
     return KeyRecord(
         document["key_id"], document["name"], document["hash"], tuple(body["scopes"]),
         body["rate"], body["burst"], body.get("quota"), body.get("quota_tokens"),
-        document["created_s"], document["expires_s"], document["revoked_s"],
+        created_s, expires_s, document["revoked_s"], ttl_s,
     )  # fmt: skip
 
 
@@ -81,7 +85,7 @@ def new_key(
     expires_s = now_s + ttl_s if ttl_s is not None else None
     return key, KeyRecord(
         key_id, name, hash_of(key.encode()), tuple(scopes), rate, burst, quota, quota_tokens,
-        now_s, expires_s,
+        now_s, expires_s, ttl_s=ttl_s,
     )  # fmt: skip
 
 
@@ -124,17 +128,17 @@ class KeyRing:
                 return Refusal(401, "this key is not known here")
             if len(self._seen) < 10_000:
                 self._seen[given] = record
+        key_id = record.key_id
         if record.revoked_s is not None and record.revoked_s <= self._now_s():
-            return Refusal(401, f"key {record.key_id} was revoked")
+            return Refusal(401, f"key {key_id} was revoked", key_id=key_id)
         if record.expires_s is not None and record.expires_s <= self._now_s():
-            return Refusal(401, f"key {record.key_id} has expired")
-        if service and not any(fnmatchcase(service, scope) for scope in record.scopes):
-            return Refusal(403, f"key {record.key_id} is not for service {service!r}")
-        if service:
-            refusal = self.limiter.take(record.key_id, headers)
-            if refusal is not None:
-                return refusal
-        return Identity(record.key_id)
+            return Refusal(401, f"key {key_id} has expired", key_id=key_id)
+        if not service:
+            return Identity(key_id, record.scopes)
+        if not any(fnmatchcase(service, scope) for scope in record.scopes):
+            return Refusal(403, f"key {key_id} is not for service {service!r}", key_id=key_id)
+        taken = self.limiter.take(key_id, headers)
+        return taken if isinstance(taken, Refusal) else Identity(key_id, record.scopes, taken)
 
 
 def _given(headers: Headers) -> bytes | None:

@@ -98,7 +98,10 @@ class _State:
     bucket: Bucket | None
     asked: int = 0
     meters: dict[str, _Meter] = field(default_factory=dict)
-    fresh_ids: list[int] = field(default_factory=list)
+    fresh_ids: dict[int, None] = field(default_factory=dict)
+    """Counted since control was told"""
+    lost_ids: list[int] = field(default_factory=list)
+    """Given back, of which control was told"""
 
 
 class Limiter:
@@ -162,11 +165,12 @@ class Limiter:
 
     # -- in the request's path
 
-    def take(self, key_id: str, headers: Headers) -> Refusal | None:
-        """Count one request of a key; why not, and when to come back, if it is beyond a limit."""
+    def take(self, key_id: str, headers: Headers) -> Refusal | bool:
+        """Count one request of a key: whether it went off a quota of requests, or, beyond a limit,
+        why it may not and when to come back."""
         state = self._states.get(key_id)
         if state is None:
-            return None
+            return False
         self._turn_day()
         number = _id_of(headers) if "requests" in state.meters else None
         repeated = number is not None and self._is_repeat(key_id, number)
@@ -181,15 +185,17 @@ class Limiter:
             wait_s = state.bucket.take(self._monotonic_s())
             if wait_s > 0:
                 rate = state.allowed.rate
-                return Refusal(429, f"key {key_id} may ask {rate:g} times a second", wait_s)
-        if "requests" in state.meters and not repeated:
-            meter = state.meters["requests"]
-            meter.spent += 1
-            if meter.spent == meter.low_at:
-                self.on_low()
-            if number is not None:
-                self._remember(state, number)
-        return None
+                why = f"key {key_id} may ask {rate:g} times a second"
+                return Refusal(429, why, wait_s, key_id)
+        if repeated or "requests" not in state.meters:
+            return False
+        meter = state.meters["requests"]
+        meter.spent += 1
+        if meter.spent == meter.low_at:
+            self.on_low()
+        if number is not None:
+            self._remember(state, number)
+        return True
 
     def _limit(self, meter: _Meter) -> int:
         away = self._monotonic_s() - self._heard_s > AWAY_S
@@ -198,18 +204,28 @@ class Limiter:
     def _spent(self, key_id: str, kind: str, meter: _Meter) -> Refusal:
         if meter.left > 0 and meter.spent < meter.quota:
             self.on_low()
-            return Refusal(429, f"key {key_id} has few of today's {kind} left", 1.0)
+            return Refusal(429, f"key {key_id} has few of today's {kind} left", 1.0, key_id)
         wait_s = DAY_S - self._now_s() % DAY_S
-        return Refusal(
-            429, f"key {key_id} has used its {meter.quota} {kind} of today (UTC)", math.ceil(wait_s)
-        )
+        why = f"key {key_id} has used its {meter.quota} {kind} of today (UTC)"
+        return Refusal(429, why, math.ceil(wait_s), key_id)
 
-    def give_back(self, key_id: str) -> None:
-        """A request got no answer through no fault of the caller: it does not count."""
+    def give_back(self, key_id: str, headers: Headers) -> None:
+        """A request that `take` counted got no answer through no fault of the caller: it does not
+        count. Its id is forgotten, so that the answer to a second try does."""
         state = self._states.get(key_id)
         meter = state.meters.get("requests") if state is not None else None
-        if meter is not None and meter.spent > 0:
-            meter.spent -= 1
+        if state is None or meter is None:
+            return
+        meter.spent = max(0, meter.spent - 1)
+        number = _id_of(headers)
+        if number is None:
+            return
+        self._ids.pop((key_id, number), None)
+        self._older_ids.pop((key_id, number), None)
+        if number in state.fresh_ids:
+            del state.fresh_ids[number]
+        elif len(state.lost_ids) < _MAX_IDS:
+            state.lost_ids.append(number)
 
     def tokens(self, key_id: str, count: int) -> None:
         """Tokens are known after the answer: the request that crosses the line is the last one."""
@@ -229,6 +245,7 @@ class Limiter:
     # -- request ids
 
     def _is_repeat(self, key_id: str, number: int) -> bool:
+        self._turn_ids()
         for known in (self._ids, self._older_ids):
             times = known.get((key_id, number))
             if times is not None and times < FREE_REPEATS:
@@ -236,13 +253,19 @@ class Limiter:
                 return True
         return False
 
-    def _remember(self, state: _State, number: int) -> None:
+    def _turn_ids(self) -> None:
         now_s = self._monotonic_s()
-        if now_s - self._turned_s > _GENERATION_S or len(self._ids) >= 5 * _MAX_IDS:
-            self._older_ids, self._ids, self._turned_s = self._ids, {}, now_s
-        self._ids[state.allowed.key_id, number] = 0
+        age_s = now_s - self._turned_s
+        if age_s > _GENERATION_S or len(self._ids) >= 5 * _MAX_IDS:
+            self._older_ids = self._ids if age_s <= 2 * _GENERATION_S else {}
+            self._ids, self._turned_s = {}, now_s
+
+    def _remember(self, state: _State, number: int) -> None:
+        # Counted again, since its free repeats are used: it has no more of them.
+        key = state.allowed.key_id, number
+        self._ids[key] = FREE_REPEATS if key in self._ids or key in self._older_ids else 0
         if len(state.fresh_ids) < _MAX_IDS:
-            state.fresh_ids.append(number)
+            state.fresh_ids[number] = None
 
     # -- with control
 
@@ -252,12 +275,15 @@ class Limiter:
         return bool(self._states)
 
     def usage(self) -> dict[str, Any]:
-        """{day, keys: {key_id: {asked, share, ids, requests: [spent, limit, asked], tokens: …}}}."""
+        """{day, keys: {key_id: {asked, share, ids, lost_ids, requests: [spent, limit, asked],
+        tokens: …}}}."""
         self._turn_day()
         keys = {}
         for key_id, state in self._states.items():
-            told: dict[str, Any] = {"asked": state.asked, "ids": state.fresh_ids}
-            state.asked, state.fresh_ids = 0, []
+            told: dict[str, Any] = {
+                "asked": state.asked, "ids": list(state.fresh_ids), "lost_ids": state.lost_ids,
+            }  # fmt: skip
+            state.asked, state.fresh_ids, state.lost_ids = 0, {}, []
             if state.bucket is not None:
                 told["share"] = state.bucket.share
             for kind, meter in state.meters.items():

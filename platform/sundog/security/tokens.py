@@ -95,8 +95,10 @@ class TokenRing:
             self._seen[token] = known
         subject, services, _ = known
         if service and not any(fnmatchcase(service, pattern) for pattern in services):
-            return Refusal(403, f"this token is not for service {service!r}")
-        return Identity(f"jwt:{subject}")
+            return Refusal(
+                403, f"this token is not for service {service!r}", key_id=f"jwt:{subject}"
+            )
+        return Identity(f"jwt:{subject}", services)
 
     def _check(self, token: bytes) -> tuple[str, tuple[str, ...], float] | Refusal:
         try:
@@ -113,7 +115,8 @@ class TokenRing:
                 options={"require": ["exp", "sub"], "verify_exp": False, "verify_nbf": False,
                          "verify_iat": False},
             )  # fmt: skip
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, TypeError, ValueError) as error:
+            # Not only its own: a token that names another algorithm than its key's is a TypeError.
             return Refusal(401, f"this token is not accepted: {error}")
         now_s = self._now_s()
         if not isinstance(claims["exp"], int | float) or claims["exp"] <= now_s:

@@ -152,8 +152,8 @@ class Calls:
         """One request to a service has ended. `size`: bytes of its answer."""
         key = call.identity.key_id
         self.metrics.count(call.service, call.version, key, status, seconds)
-        if status >= 500 and key:
-            self.limiter.give_back(key)
+        if status >= 500 and call.identity.counted:
+            self.limiter.give_back(key, call.headers.items())
         route = self.routes.services.get(call.service)
         sticky = route.sticky_key(call.headers, key) if route is not None and route.sticky else ""
         self.observer.note(call.service, call.version, status, seconds, sticky)

@@ -66,3 +66,34 @@ def test_a_rotated_key_goes_on_for_a_while_beside_its_successor(keys):
     keys.clock.advance(61)
     assert not may(keys, old["key"])
     assert may(keys, new["key"])
+
+
+def test_a_successor_lives_as_long_as_its_predecessor_was_made_for(keys):
+    old = keys.create("me", ttl_s=1000.0)
+    keys.clock.advance(900)
+    new = keys.rotate(old["key_id"], overlap_s=50)
+    assert new["expires_s"] == keys.clock.now_s() + 1000
+    again = keys.rotate(old["key_id"], overlap_s=50)
+    assert again["expires_s"] == new["expires_s"], "although the old one ends earlier by now"
+    for_ever = keys.create("you")
+    for _ in range(2):
+        assert keys.rotate(for_ever["key_id"])["expires_s"] is None
+
+
+def test_a_key_of_before_lifetimes_were_kept_is_rotated_for_as_long(keys):
+    made = keys.create("me", ttl_s=1000.0)
+    [document] = keys.store.keys()
+    del document["body"]["ttl_s"]
+    keys.store.put_key(keys._lease, document)
+    keys.clock.advance(10)
+    assert keys.rotate(made["key_id"])["expires_s"] == keys.clock.now_s() + 1000
+
+
+def test_a_key_that_has_ended_has_no_successor(keys):
+    old, revoked = keys.create("me", ttl_s=10.0), keys.create("you")
+    keys.revoke(revoked["key_id"])
+    keys.clock.advance(10)
+    for made in (old, revoked):
+        with pytest.raises(Conflict, match="has ended"):
+            keys.rotate(made["key_id"])
+    assert len(keys.listing()) == 2

@@ -5,6 +5,7 @@ import pytest
 from sundog.clock import ManualClock
 from sundog.control.keys import Keys
 from sundog.control.limits import GATEWAY_GONE_S, KEEP_S, SETTLE_S, Limits
+from sundog.security.authoriser import Refusal
 from sundog.security.keys import record_of
 from sundog.security.limits import Limiter
 from sundog.store import open_store
@@ -47,7 +48,7 @@ def world(tmp_path):
 
 def passed(gateway, key, times, request_id=None):
     headers = [] if request_id is None else [(b"x-request-id", request_id)]
-    return sum(gateway.take(key, headers) is None for _ in range(times))
+    return sum(not isinstance(gateway.take(key, headers), Refusal) for _ in range(times))
 
 
 def test_a_quota_holds_over_gateways_and_over_controls(world):
@@ -99,6 +100,19 @@ def test_an_id_that_two_gateways_counted_counts_once(world):
     assert passed(a, key, 1, b"x") + passed(b, key, 1, b"x") + passed(b, key, 1, b"y") == 3
     world.turn(2)
     assert world.limits.used(key) == {"requests": 2}
+
+
+def test_a_first_try_that_failed_makes_the_second_one_elsewhere_no_repeat(world):
+    key = world.keys.create("me", quota=1000)["key_id"]
+    a, b = world.gateway("a"), world.gateway("b")
+    world.turn(8)
+    assert passed(a, key, 1, b"x") == 1
+    world.turn()
+    a.give_back(key, [(b"x-request-id", b"x")])
+    world.turn()
+    assert passed(b, key, 1, b"x") == 1
+    world.turn(2)
+    assert world.limits.used(key) == {"requests": 1}
 
 
 def test_a_rate_moves_to_where_it_is_asked_for(world):

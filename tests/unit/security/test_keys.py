@@ -60,6 +60,29 @@ def test_a_key_is_for_its_services_only(time):
     assert key not in refusal.message
 
 
+def test_who_asks_for_no_service_is_told_what_they_may_see_and_is_not_counted(time):
+    key, record = new_key("me", 1000.0, scopes=["digits", "team-*"], rate=1.0, quota=1000)
+    keys = ring(time, record)
+    for _ in range(10):
+        seen = keys.authorise(bearer(key), "")
+    assert [seen.may(s) for s in ("digits", "team-a", "other")] == [True, True, False]
+    assert (seen.sees_all, seen.counted) == (False, False)
+    assert keys.authorise(bearer(key), "digits").counted
+    assert ring(time).authorise([], "").sees_all
+
+
+def test_a_refusal_says_whose_key_it_was(time):
+    key, record = new_key("me", 1000.0, scopes=["digits"], rate=1.0, ttl_s=10)
+    keys = ring(time, record)
+    keys.authorise(bearer(key), "digits")
+    for service, status in (("other", 403), ("digits", 429)):
+        refusal = keys.authorise(bearer(key), service)
+        assert (refusal.status, refusal.key_id) == (status, record.key_id)
+    time.now += 10
+    assert keys.authorise(bearer(key), "digits").key_id == record.key_id
+    assert keys.authorise(bearer("sd_else"), "digits").key_id == ""
+
+
 def test_a_key_ends_when_it_expires_or_is_revoked(time):
     from dataclasses import replace
 

@@ -3,6 +3,7 @@
 import pytest
 
 from sundog.clock import ManualClock
+from sundog.security.authoriser import Refusal
 from sundog.security.limits import AWAY_S, DAY_S, FREE_REPEATS, Allowed, Limiter
 
 KEY = "k1"
@@ -27,7 +28,11 @@ def grant(made, limit, reserve=None, left=1000, kind="requests"):
 
 def passed(made, times, request_id=None):
     headers = [] if request_id is None else [(b"x-request-id", request_id)]
-    return sum(made.take(KEY, headers) is None for _ in range(times))
+    return sum(not isinstance(made.take(KEY, headers), Refusal) for _ in range(times))
+
+
+def spent(made):
+    return made.usage()["keys"][KEY]["requests"][0]
 
 
 def test_a_key_without_limits_is_not_even_remembered(clock):
@@ -80,11 +85,31 @@ def test_a_request_id_counts_once_but_is_no_way_around_a_quota(clock):
     made = limiter(clock, quota=1000)
     grant(made, 1)
     assert passed(made, 20, b"same") == 1 + FREE_REPEATS
-    assert made.usage()["keys"][KEY]["requests"][0] == 1
+    assert spent(made) == 1
     clock.advance(31)
     grant(made, 3)
     assert passed(made, 1, b"other") == 1
-    assert passed(made, 20, b"same") == 1 + FREE_REPEATS, "used up: it counts again"
+    assert passed(made, 20, b"same") == 1, "used up: it counts again, each time"
+    grant(made, 500)
+    assert passed(made, 400, b"same") == 400
+    assert spent(made) == 403
+    clock.advance(100)
+    assert passed(made, 20, b"same") == 20
+    assert spent(made) == 420, "an id of long ago is a new one"
+
+
+def test_only_what_was_counted_is_given_back(clock):
+    made = limiter(clock, quota=1000)
+    grant(made, 100)
+    headers = [(b"x-request-id", b"same")]
+    assert passed(made, 10) == 10
+    assert [made.take(KEY, headers) for _ in range(4)] == [True, False, False, False]
+    assert limiter(clock, rate=5.0).take(KEY, headers) is False, "no quota: nothing was counted"
+    assert spent(made) == 11
+    made.give_back(KEY, headers)
+    assert spent(made) == 10
+    assert [made.take(KEY, headers) for _ in range(2)] == [True, False], "the second try counts"
+    assert spent(made) == 11
 
 
 def test_control_is_told_of_ids_once(clock):
@@ -99,8 +124,8 @@ def test_what_the_rate_refuses_and_what_failed_costs_no_quota(clock):
     made = limiter(clock, rate=1.0, burst=2.0, quota=1000)
     grant(made, 100)
     assert passed(made, 10) == 2
-    made.give_back(KEY)
-    assert made.usage()["keys"][KEY]["requests"][0] == 1
+    made.give_back(KEY, [])
+    assert spent(made) == 1
 
 
 def test_tokens_stop_the_request_after_the_one_that_crossed_the_line(clock):

@@ -128,6 +128,25 @@ def test_forgeries(provider):
         assert ask(made, token).status == 401, token
 
 
+@pytest.mark.parametrize("named", ["ES256", "RS256", "PS256", "EdDSA"])
+@pytest.mark.parametrize("kind", ["RS256", "ES256"])
+def test_a_token_that_names_another_algorithm_than_its_keys_is_refused(provider, kind, named):
+    provider.new_key("k", kind)
+    made = ring(provider)
+    _, body, mark = provider.token("k").split(".")
+    head = json.dumps({"alg": named, "kid": "k"}).encode()
+    token = f"{jwt.utils.base64url_encode(head).decode()}.{body}.{mark}"
+    assert ask(made, token).status == 401
+
+
+def test_a_token_says_what_its_bearer_may_see_and_whom_a_refusal_is_for(provider):
+    made = ring(provider)
+    seen = ask(made, provider.token(), "")
+    assert [seen.may(s) for s in ("digits", "chat-small", "other")] == [True, True, False]
+    assert not seen.sees_all
+    assert ask(made, provider.token(), "other").key_id == "jwt:ann"
+
+
 def test_a_token_that_was_accepted_expires_all_the_same(provider):
     time = [NOW_S]
     made = ring(provider, now=lambda: time[0])
