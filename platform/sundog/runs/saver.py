@@ -154,7 +154,7 @@ class Saver:
     def check_plan(self, plan: Mapping[str, int], loop: Loop) -> None:
         """RunError when the checkpoint was made under another plan than the loop's."""
         if ledger.Plan(**plan) != loop.plan:
-            raise RunError(_other_plan(plan, vars(loop.plan)), _PLAN_FIX)
+            raise _other_plan(plan, vars(loop.plan), loop.spec.workers.high or 1)
 
 
 def saver_of(spec: RunSpec) -> type[Saver]:
@@ -184,18 +184,34 @@ def segment_name(entries: list[ledger.Entry]) -> list[str]:
     return [f"{entries[0].step:09d}-{entries[-1].step:09d}-{uuid.uuid4().hex[:8]}.json"]
 
 
-_PLAN_FIX = "pin the data (data: name@version) and keep batch and seed, or start a new run"
+_OF_PLAN = {
+    "rows": ("rows of training data", "pin the data (data: name@version)"),
+    "batch": ("batch", "write batch: {old}"),
+    "count": ("micro-batches", ""),
+    "seed": ("seed", "write seed: {old}"),
+    "block": ("rows that lie together in the data", "read the same version with the same columns"),
+    "window": ("window of row groups", "have dataset() give window={old} again"),
+}
 
 
-def _other_plan(old: Mapping[str, int], new: Mapping[str, int]) -> str:
-    what = {
-        "rows": "rows of training data",
-        "batch": "batch",
-        "count": "micro-batches",
-        "seed": "seed",
-    }
-    changes = [f"{what[k]} {old[k]} → {new[k]}" for k in what if old.get(k) != new[k]]
-    return f"this run cannot go on: since its last checkpoint {', '.join(changes)} changed"
+def _other_plan(old: Mapping[str, int], new: Mapping[str, int], most_workers: int) -> RunError:
+    """Each change with its own way back."""
+    changes, ways = [], []
+    for key, (name, way) in _OF_PLAN.items():
+        was = old.get(key, 0)
+        if was == new[key]:
+            continue
+        changes.append(f"{name} {was} → {new[key]}")
+        if key != "count":
+            ways.append(way.format(old=was))
+        elif old.get("batch") == new["batch"]:  # else they follow from the batch
+            # The cut follows the most workers, unless the spec says how large a piece is.
+            cut = f"write micro_batch: {old['batch'] // was}"
+            ways.append(cut if most_workers <= was else f"{cut} and workers: {was} at most")
+    return RunError(
+        f"this run cannot go on: since its last checkpoint {', '.join(changes)} changed",
+        f"{', '.join(ways)}; or start a new run",
+    )
 
 
 def other_layout(step: int, layout: object) -> RunError:
