@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sundog.capacity.state import Cooldown, Node, PoolPlan, Refusal, View
+from sundog.capacity.state import Cooldown, Hold, Node, PoolPlan, Refusal, View
 from sundog.market.offers import Offer
 
 # First wait after a refusal, and the longest. Capacity comes back within minutes; quotas move
-# when a person asks; a shape that a zone does not sell will not be sold there an hour later.
-FIRST_WAIT_S: Mapping[Refusal, float] = {
-    "capacity": 30.0, "price": 60.0, "quota": 300.0, "unsupported": 3600.0
+# when a person asks; a shape that a zone does not sell will not be sold there an hour later. A role
+# or a request is wrong until a person mends it, who then wants to see it work.
+FIRST_WAIT_S: Mapping[Refusal | Hold, float] = {
+    "capacity": 30.0, "price": 60.0, "quota": 300.0, "unsupported": 3600.0,
+    "denied": 30.0, "rejected": 30.0, "cloud-away": 5.0,
 }  # fmt: skip
-LONGEST_WAIT_S: Mapping[Refusal, float] = {
-    "capacity": 900.0, "price": 1800.0, "quota": 3600.0, "unsupported": 86400.0
+LONGEST_WAIT_S: Mapping[Refusal | Hold, float] = {
+    "capacity": 900.0, "price": 1800.0, "quota": 3600.0, "unsupported": 86400.0,
+    "denied": 300.0, "rejected": 300.0, "cloud-away": 60.0,
 }  # fmt: skip
+POOL_KEY = "pool/"
 # A stand-in is worth moving only once it has worked a while and spot has been quiet a while.
 STAND_IN_MIN_AGE_S = 600.0
 SPOT_QUIET_S = 300.0
@@ -41,7 +45,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be launched. `state` names the kind: refused, budget, price, gang or no-offer."""
+    """Nothing can be launched. `state` names the kind: refused, budget, price, gang or no-offer, or
+
+    what holds the whole pool: denied, rejected or cloud-away.
+    """
 
     state: str
     why: str
@@ -79,6 +86,9 @@ def next_launch(
     live = view.of(pool.name)
     if not pool.offers:
         return Wait("no-offer", f"pool {pool.name} has no offer")
+    held = view.cooldowns.get(POOL_KEY + pool.name)
+    if held is not None and held.until_s > view.now_s:
+        return hold(pool, held, view.now_s)
     owed = max(0, pool.on_demand_floor - sum(n.market == "on-demand" for n in live))
     zone = gang_zone(pool, live)
     skipped: list[_Skip] = []
@@ -173,6 +183,12 @@ def _wait(pool: PoolPlan, view: View, skipped: list[_Skip]) -> Wait:
     return Wait(state, f"pool {pool.name}: no rung can be had{when}: {reasons}", next_try_s)
 
 
+def hold(pool: PoolPlan, held: Cooldown, now_s: float) -> Wait:
+    """The wait of a pool that `cool_pool` stopped."""
+    when = f"next try in {max(0.0, held.until_s - now_s):.0f} s"
+    return Wait(held.state, f"pool {pool.name}: {when}: {held.reason}", held.until_s)
+
+
 def cool(
     cooldowns: Mapping[str, Cooldown], offer: Offer, refusal: Refusal, now_s: float, reason: str
 ) -> dict[str, Cooldown]:
@@ -182,10 +198,23 @@ def cool(
     as long as that wait, halves the count again.
     """
     key = offer.quota_key if refusal == "quota" else offer.key
-    old = cooldowns.get(key)
+    return dict(cooldowns) | {key: _cooled(cooldowns.get(key), refusal, now_s, reason, "refused")}
+
+
+def cool_pool(
+    cooldowns: Mapping[str, Cooldown], pool: str, why: Hold, now_s: float, reason: str
+) -> dict[str, Cooldown]:
+    """The cool-downs after an error that no other rung of the pool would cure."""
+    key = POOL_KEY + pool
+    return dict(cooldowns) | {key: _cooled(cooldowns.get(key), why, now_s, reason, why)}
+
+
+def _cooled(
+    old: Cooldown | None, refusal: Refusal | Hold, now_s: float, reason: str, state: str
+) -> Cooldown:
     failures = 1 if old is None else _remembered(old, now_s) + 1
     wait_s = min(FIRST_WAIT_S[refusal] * 2.0 ** (failures - 1), LONGEST_WAIT_S[refusal])
-    return dict(cooldowns) | {key: Cooldown(failures, now_s, now_s + wait_s, reason)}
+    return Cooldown(failures, now_s, now_s + wait_s, reason, state)
 
 
 def _remembered(old: Cooldown, now_s: float) -> int:
@@ -195,9 +224,12 @@ def _remembered(old: Cooldown, now_s: float) -> int:
     return old.failures >> min(periods, 62)
 
 
-def recovered(cooldowns: Mapping[str, Cooldown], offer: Offer) -> dict[str, Cooldown]:
-    """The cool-downs after `offer` was granted: it and its quota start afresh."""
-    return {k: v for k, v in cooldowns.items() if k not in (offer.key, offer.quota_key)}
+def recovered(
+    cooldowns: Mapping[str, Cooldown], offer: Offer, pool: str = ""
+) -> dict[str, Cooldown]:
+    """The cool-downs after `offer` was granted: it, its quota and its pool start afresh."""
+    afresh = (offer.key, offer.quota_key, POOL_KEY + pool)
+    return {k: v for k, v in cooldowns.items() if k not in afresh}
 
 
 def hand_backs(pool: PoolPlan, view: View) -> list[HandBack]:

@@ -15,7 +15,7 @@ from typing import Any
 from sundog.capacity import decide
 from sundog.capacity.books import Books
 from sundog.capacity.decide import Launch, Wait
-from sundog.capacity.state import Cooldown, Node, PoolPlan, Refusal, View
+from sundog.capacity.state import Cooldown, Hold, Node, PoolPlan, Refusal, View
 from sundog.capacity.tags import (
     MARKET_TAG,
     POOL_TAG,
@@ -28,12 +28,14 @@ from sundog.capacity.tags import (
 )
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import (
+    AuthRefused,
     CapacityRefused,
     Cloud,
     Machine,
     Order,
     PriceRefused,
     QuotaRefused,
+    Rejected,
     Transient,
     Unsupported,
 )  # fmt: skip
@@ -54,6 +56,8 @@ REFUSALS: dict[type[CapacityError], Refusal] = {
     CapacityRefused: "capacity", PriceRefused: "price", QuotaRefused: "quota",
     Unsupported: "unsupported",
 }  # fmt: skip
+# What no other rung would cure holds the pool, so that Ray's next asking costs no call.
+HOLDS: dict[type[CapacityError], Hold] = {AuthRefused: "denied", Rejected: "rejected"}
 
 
 class NothingToBuy(CapacityError):
@@ -66,13 +70,14 @@ class NothingToBuy(CapacityError):
 
 @dataclass(frozen=True)
 class Request:
-    """What one call of the autoscaler asks for."""
+    """What one call of the autoscaler asks for. The head is in the budget already, and must be had."""
 
     pool: PoolPlan
     count: int
     config: Mapping[str, Any]
     tags: Mapping[str, str]
     efa: bool = False
+    in_budget: bool = True
 
 
 class Buyer:
@@ -190,9 +195,10 @@ class Buyer:
         tried: set[str] = set()
         while len(got) < request.count:
             with self._lock:
-                decision = decide.next_launch(
-                    request.pool, self.view(), request.count - len(got), tried
-                )
+                view = self.view()
+                if not request.in_budget:
+                    view = replace(view, budget_usd_hour=None)
+                decision = decide.next_launch(request.pool, view, request.count - len(got), tried)
                 if isinstance(decision, Wait):
                     self.waiting[request.pool.name] = decision
                     self.waited_s[request.pool.name] = self.clock.now_s()
@@ -203,9 +209,9 @@ class Buyer:
             try:
                 machines = self._launch(request, decision, token)
             except CapacityError as error:
+                self._hold(request.pool, error)
                 if not got:
                     raise
-                self.note(request.pool.name, "failed", str(error))
                 break
             finally:
                 with self._lock:
@@ -221,6 +227,18 @@ class Buyer:
                 self.waiting.pop(request.pool.name, None)
         return got
 
+    def _hold(self, pool: PoolPlan, error: CapacityError) -> None:
+        """Nothing is asked for this pool until the error had time to pass; `status` says why."""
+        what = HOLDS.get(type(error), "cloud-away")
+        reason = f"{error.message}; {error.fix}" if error.fix else error.message
+        with self._lock:
+            now_s = self.clock.now_s()
+            self.cooldowns = decide.cool_pool(self.cooldowns, pool.name, what, now_s, reason)
+            held = self.cooldowns[decide.POOL_KEY + pool.name]
+            self.waiting[pool.name] = decide.hold(pool, held, now_s)
+            self.waited_s[pool.name] = now_s
+        self.note(pool.name, what, reason)
+
     def _launch(self, request: Request, decision: Launch, token: str) -> list[Machine]:
         """The machines of one rung; [] when it refused. Raises what no other rung would cure."""
         order = self._order(request, decision, token)
@@ -235,7 +253,7 @@ class Buyer:
             self.note(request.pool.name, "refused", f"{offer}: {error.message}")
             return []
         with self._lock:
-            self.cooldowns = decide.recovered(self.cooldowns, offer)
+            self.cooldowns = decide.recovered(self.cooldowns, offer, request.pool.name)
             for m in machines:
                 self._known[m.id] = m
                 self._unlisted[m.id] = self.clock.now_s()

@@ -147,7 +147,8 @@ class ElasticProvider(NodeProvider):  # type: ignore[misc]
         else:
             # The budget and the floor are about what runs now, not what ran a minute ago.
             self._buyer.machines()
-        return Request(plan, count, config, born, kind in self._efa)
+        head = tags.get("ray-node-type") == "head"
+        return Request(plan, count, config, born, kind in self._efa, in_budget=not head)
 
     def _head_plan(self, name: str, config: dict[str, Any]) -> PoolPlan:
         """The head: its one shape, on-demand, in whichever of the cluster's zones has it."""

@@ -13,16 +13,22 @@ from sundog.market.offers import Offer
 FORMAT = 1
 
 Refusal = Literal["capacity", "price", "quota", "unsupported"]
+# What stops a whole pool, because no other rung would fare better.
+Hold = Literal["denied", "rejected", "cloud-away"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """Until when an offer (or all of a quota) is not tried, after how many refusals in a row."""
+    """Until when an offer (all of a quota, all of a pool) is not tried, after how many refusals in a
+
+    row. `state` is what a pool's wait is called meanwhile.
+    """
 
     failures: int
     since_s: float
     until_s: float
     reason: str
+    state: str = "refused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from sundog.capacity.cloud_of import make_cloud
+from sundog.capacity.decide import POOL_KEY
 from sundog.capacity.tags import node_of, price_of
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud
@@ -21,6 +22,8 @@ from sundog.errors import ClusterError
 
 # Ray asks for a missing node every few seconds: a wait nobody repeated for this long is over.
 WAIT_OVER_S = 600.0
+SHOWN_DECISIONS = 5
+WHY_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,16 @@ class Cooling:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What the provider did or would not do for a pool, `ago_s` seconds ago."""
+
+    pool: str
+    what: str
+    why: str
+    ago_s: float
+
+
+@dataclass(frozen=True)
 class Status:
     """`usd_hour` is of the priced nodes; `unpriced` says how many have no price."""
 
@@ -71,6 +84,7 @@ class Status:
     budget_usd_hour: float | None
     waiting: list[Waiting] = field(default_factory=list)
     cooling: list[Cooling] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     head_error: str = ""
 
 
@@ -112,6 +126,8 @@ def cluster_status(
     return Status(
         name, lines, sum(x.usd_hour or 0.0 for x in lines), sum(x.usd_hour is None for x in lines),
         ours.get("budget_usd_hour"), _waiting(state, now_s), _cooling(state, now_s),
+        [Decision(d["pool"], d["what"], d["why"], max(0.0, now_s - d["at_s"]))
+         for d in state.get("decisions") or ()],
         head_error or str(said.get("error") or ""),
     )  # fmt: skip
 
@@ -132,7 +148,7 @@ def _cooling(state: Mapping[str, Any], now_s: float) -> list[Cooling]:
     rows = [
         Cooling(key, c["until_s"] - now_s, c["reason"])
         for key, c in (state.get("cooldowns") or {}).items()
-        if c["until_s"] > now_s
+        if c["until_s"] > now_s and not key.startswith(POOL_KEY)  # those are among the waits
     ]
     return sorted(rows, key=lambda c: c.for_s)
 
@@ -162,9 +178,21 @@ def render(status: Status) -> str:
         out.append(f"pool {w.pool} waits ({w.state}{when}): {w.why}")
     for c in status.cooling:
         out.append(f"cooling down {c.offer} for {c.for_s:.0f} s: {c.reason}")
+    if status.decisions:
+        out.append(f"last decisions (all {len(status.decisions)}: --json)")
+    for d in status.decisions[-SHOWN_DECISIONS:]:
+        why = d.why if len(d.why) <= WHY_WIDTH else d.why[:WHY_WIDTH] + "…"
+        out.append(f"  {_ago(d.ago_s):>5} ago  {d.pool:12} {d.what}: {' '.join(why.split())}")
     if status.head_error:
         out.append(f"use of nodes and refusals are not known: {status.head_error}")
     return "\n".join(out)
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def to_json(status: Status) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sundog.capacity.provider import ElasticProvider
 from sundog.capacity.state import PoolPlan, plans_to_dict
 from sundog.capacity.state_file import state_path
 from sundog.clock import ManualClock
-from sundog.clouds.base import AuthRefused, Order, QuotaRefused, Transient
+from sundog.clouds.base import AuthRefused, Order, QuotaRefused, Rejected, Transient
 from sundog.errors import ClusterError, FormatTooNew, StorageUnavailable
 from sundog.ledger import Entry, FileLedger, read_entries
 from sundog.market.offers import Offer
@@ -118,6 +118,49 @@ def test_what_no_rung_can_cure_is_raised_at_once() -> None:
     with pytest.raises(NodeLaunchException, match="UnauthorizedOperation"):
         provider(cloud).create_node(CONFIG, TAGS, 1)
     assert len(cloud.orders) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "first_s"),
+    [(AuthRefused, "denied", 30.0), (Rejected, "rejected", 30.0), (Transient, "cloud-away", 5.0)],
+)
+def test_what_stops_the_whole_pool_is_said_and_not_repeated_at_once(
+    kind: type[Exception], state: str, first_s: float
+) -> None:
+    clock, cloud = ManualClock(0.0), ScriptedCloud(refuse=lambda o: kind("Wrong: so it is"))
+    elastic = provider(cloud, clock=clock)
+    with pytest.raises(NodeLaunchException, match="so it is"):
+        elastic.create_node(CONFIG, TAGS, 1)
+    calls, now_s = len(cloud.orders), clock.now_s()
+    wait = json.loads(state_path("c").read_text())["waiting"]["gpu"]
+    assert (wait["state"], wait["next_try_s"]) == (state, now_s + first_s)
+    assert "so it is" in wait["why"]
+    assert any(d["what"] == state for d in elastic.state()["decisions"])
+    with pytest.raises(NodeLaunchException, match="next try in") as again:
+        elastic.create_node(CONFIG, TAGS, 1)
+    assert again.value.category == state
+    assert len(cloud.orders) == calls, "asked again before it could have passed"
+    clock.advance(first_s)
+    with pytest.raises(NodeLaunchException):
+        elastic.create_node(CONFIG, TAGS, 1)
+    assert len(cloud.orders) > calls
+    cloud.refuse = lambda order: None
+    clock.advance(2 * first_s)
+    assert elastic.create_node(CONFIG, TAGS, 1)
+    assert elastic.state()["waiting"] == elastic.state()["cooldowns"] == {}
+
+
+def test_the_head_is_had_whatever_the_budget_for_it_is_in_there_already() -> None:
+    cloud = ScriptedCloud()
+    tight = provider(cloud, budget_usd_hour=0.3, head_usd_hour=0.2)
+    head = {"ray-node-type": "head", "ray-user-node-type": "head"}
+    tight.create_node(CONFIG, head, 1)
+    # A head that was lost is bought anew though workers use the budget up.
+    full = provider(cloud, budget_usd_hour=0.6, head_usd_hour=0.2)
+    full.create_node(CONFIG, TAGS, 1)
+    assert full.create_node(CONFIG, head, 1)
+    with pytest.raises(NodeLaunchException, match="budget"):
+        full.create_node(CONFIG, TAGS, 1)
 
 
 def test_every_launch_is_born_with_its_tags_and_a_token_of_its_own() -> None:
@@ -231,9 +274,11 @@ def test_nothing_is_leaked_or_bought_twice_whatever_calls_fail(
         refuse=lambda o: refusing(o.market)(o) if o.market in refused else None,
         grants=lambda o: min(o.count, most),
     )
-    elastic = provider(cloud)
+    clock = ManualClock(1000.0)
+    elastic = provider(cloud, clock=clock)
     asked = 0
     for action, count in actions:
+        clock.advance(61.0)  # whatever held the pool has passed
         try:
             if action == "create":
                 asked += count

@@ -86,6 +86,9 @@ def test_use_refusals_and_the_next_try_come_from_the_head(
     assert "50%" in text
     assert "pool a10g waits (refused, next try in 20 s): pool a10g: no rung can be had" in text
     assert "cooling down spot/" in text
+    assert "last decisions" in text
+    assert "10 s ago  a10g         refused: pool a10g: no rung can be had" in text
+    assert [d.what for d in said.decisions[:2]] == ["launched", "refused"]
     assert "not known" not in text
     clock.advance(700)  # nobody has asked for a node since: nobody waits
     later = cluster_status(path, cloud=cloud, clock=clock, report=report("train", Ray()))
