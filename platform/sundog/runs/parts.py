@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from sundog.clock import WALL, Clock
@@ -18,6 +19,7 @@ from sundog.runs.goodput import Meter
 from sundog.runs.interval import Cadence
 from sundog.runs.ledger import Plan
 from sundog.runs.sampler import micro_batches
+from sundog.spec.quantity import parse_interval
 
 _STATE = "state.pt"
 _LOOK_EVERY_S = 1.0
@@ -36,6 +38,7 @@ class ElasticSampler:
         micro_batch: int | None = None, most_workers: int = 8,
         locality: tuple[int, int] | tuple[()] = (),
     ) -> None:  # fmt: skip
+        self._cut = micro_batch is not None
         try:
             count = micro_batches(batch, micro_batch, max(world, most_workers))
         except ValueError as error:
@@ -84,11 +87,22 @@ class ElasticSampler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, at any world size. RunError when the data or the batch is another."""
-        if Plan(**state["plan"]) != self.plan:
+        before = Plan(**state["plan"])
+        # Into how many pieces a batch is cut is no choice of the user's unless he names their size:
+        # the run keeps its own, which others give when `most_workers` or the world is another.
+        if not self._cut and self.world <= before.count:
+            self.plan = replace(self.plan, count=before.count)
+        if before != self.plan:
+            old, new = vars(before), vars(self.plan)
+            differ = [f"{key} {old[key]}, not {new[key]}" for key in old if old[key] != new[key]]
+            fix = "keep them as they were, or start a new run"
+            if before.count < self.world:
+                fix = (
+                    f"its batches are cut for {before.count} workers at most: take no more, or start "
+                    f"a new run with most_workers={self.world}"
+                )
             raise RunError(
-                "the checkpoint is of another order of samples: rows, batch, micro-batches or seed "
-                "differ",
-                "keep them as they were, or start a new run",
+                f"the checkpoint is of another order of samples: it has {', '.join(differ)}", fix
             )
         self.step = int(state["step"])
 
@@ -138,6 +152,7 @@ class JustInTimeCheckpoint:
     Call `step(n, state)` after every step on the rank that saves. `state` is a function: it is
     called only when something is saved, and gives tensors and plain values. Checkpoints lie under
     `runs/<name>/checkpoints` of a storage root, whole or not at all; a damaged one is passed over.
+    `every` is what a spec has: `auto`, a number of steps, `200 steps` or `10min`.
     """
 
     def __init__(
@@ -154,6 +169,10 @@ class JustInTimeCheckpoint:
         from sundog.runs.place import resolve_root
         from sundog.storage.documents import require_name
 
+        try:
+            every = parse_interval(every)
+        except ValueError as error:
+            raise RunError(f"every: {error}", "every='10min', for example") from None
         self.root = resolve_root(root)
         prefix = f"runs/{require_name(name, 'run')}/checkpoints"
         self._checkpoints = Checkpoints(self.root, prefix, keep, clock)

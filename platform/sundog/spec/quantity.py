@@ -166,7 +166,8 @@ class Range:
         return {"type": ["integer", "string"], "examples": ["2..8", 4]}
 
 
-def _every(value: Any) -> Any:
+def parse_interval(value: Any) -> Any:
+    """`'auto'`, an int of steps, or a normalised duration: `200 steps` is 200, `10min` is `600s`."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     try:
@@ -178,7 +179,7 @@ def _every(value: Any) -> Any:
 
 Interval = Annotated[
     str | int,
-    BeforeValidator(_every),
+    BeforeValidator(parse_interval),
     PlainSerializer(lambda v: v),
     WithJsonSchema({"type": ["integer", "string"], "examples": ["auto", "200 steps", "10min"]}),
 ]

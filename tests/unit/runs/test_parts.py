@@ -52,6 +52,21 @@ def test_another_order_of_samples_is_refused():
         ElasticSampler(50, 16, micro_batch=16)
 
 
+def test_the_cut_of_a_batch_stays_when_the_world_grows_beyond_what_was_thought_of():
+    narrow = ElasticSampler(500, 96, world=8).state_dict()
+    wide = ElasticSampler(500, 96, world=12).state_dict()
+    assert (narrow["plan"]["count"], wide["plan"]["count"]) == (8, 12)
+    again = ElasticSampler(500, 96, world=4)
+    again.load_state_dict(wide)
+    assert again.state_dict()["plan"] == wide["plan"]
+    assert len(again.rows(0)) == 24
+    with pytest.raises(RunError, match="count 8, not 12") as caught:
+        ElasticSampler(500, 96, world=12).load_state_dict(narrow)
+    assert "most_workers=12" in caught.value.fix
+    with pytest.raises(RunError, match="count 8, not 24"):  # who names the size has his reasons
+        ElasticSampler(500, 96, world=8, micro_batch=4).load_state_dict(narrow)
+
+
 class Told:
     """A notice that comes when the test says so."""
 
@@ -87,6 +102,21 @@ def test_a_checkpoint_is_written_when_due_when_told_and_at_the_end(tmp_path):
         path.write_bytes(b"rubbish")
     assert again.latest()["step"] == 24
     assert torch.equal(again.latest()["w"], torch.ones(2) * 24)
+
+
+@pytest.mark.parametrize("every", ["10min", "600s", "200 steps", 200, "auto"])
+def test_intervals_are_written_as_in_a_spec(tmp_path, every):
+    clock = ManualClock(0.0)
+    saver = JustInTimeCheckpoint("mine", root=str(tmp_path), every=every, clock=clock)
+    clock.advance(1)
+    assert not saver.step(1, dict)
+    clock.advance(600)
+    assert saver.step(200, dict)
+
+
+def test_an_interval_that_is_none_is_said_at_once(tmp_path):
+    with pytest.raises(RunError, match="'often' is not an interval"):
+        JustInTimeCheckpoint("mine", root=str(tmp_path), every="often")
 
 
 def test_goodput_counts_what_was_kept():
