@@ -23,7 +23,10 @@ def _group() -> None:
 def run(
     run_id: Annotated[str, typer.Argument(help="A run that is training, such as digits-3.")],
     notice: Annotated[
-        bool, typer.Option("--notice", help="A preemption notice to a worker's node.")
+        bool,
+        typer.Option(
+            "--notice", help="A preemption notice to a worker's node, which is killed 120 s later."
+        ),
     ] = False,
     kill_worker: Annotated[
         bool, typer.Option("--kill-worker", help="kill -9 of one worker. The default.")
@@ -32,7 +35,10 @@ def run(
         bool, typer.Option("--kill-node", help="kill -9 of Ray on a worker's node.")
     ] = False,
     wait: Annotated[
-        float, typer.Option(help="Seconds to wait for the next step and a checkpoint after it.")
+        float,
+        typer.Option(
+            help="Seconds to wait for the next step and a checkpoint after it; of a notice, from its end."
+        ),
     ] = 180,
     yes: Yes = False,
     root: RootOption = None,
@@ -64,7 +70,8 @@ def run(
     confirm("Go ahead?", yes)
     since_s = WALL.now_s()
     drill.strike(target)
-    receipt = drill.watch(folder, target, since_s, timeout_s=wait)
+    timeout_s = wait + (drill.NOTICE_S if fault == drill.NOTICE else 0.0)
+    receipt = drill.watch(folder, target, since_s, timeout_s=timeout_s)
     for line in receipt.lines:
         out.say(line)
     out.data({"run_id": run_id, **receipt.data})

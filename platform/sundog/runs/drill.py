@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
+
 from sundog import telemetry
 from sundog.clock import WALL, Clock
-from sundog.errors import NotFound, RunError
+from sundog.errors import NotFound, RunError, first_line
 from sundog.runs.bill import Prices
 from sundog.runs.verify import verify
 from sundog.storage.runs import ENDED, RunFolder
@@ -21,6 +25,23 @@ from sundog.storage.runs import ENDED, RunFolder
 NOTICE, KILL_WORKER, KILL_NODE = "notice", "kill-worker", "kill-node"
 _CHANGES = (telemetry.RUN_RECOVERED, telemetry.RUN_DRAINED)  # growing is no fault
 _POLL_S = 0.2
+_LATE_S = 5.0  # what is in the record may be as old as this
+NOTICE_S = 120.0
+"""How long a notice is before the node goes, as on the clouds."""
+
+# What the cloud does when a notice is over, and Ray does not. In a process of its own: whatever of
+# Ray's is left on a node keeps that node from going by itself, and a worker's child ends with it.
+_REAPER = """
+import os, sys, time
+import psutil
+if os.fork():
+    sys.exit()
+pid, born_s, at_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+while psutil.pid_exists(pid) and psutil.Process(pid).create_time() == born_s:
+    if time.time() >= at_s:
+        os.kill(pid, 9)
+    time.sleep(0.2)
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,7 @@ class Target:
     def question(self) -> str:
         """What is about to be done, for somebody to agree to."""
         what = {
-            NOTICE: f"a preemption notice to node {self.host}, which then leaves the cluster",
+            NOTICE: f"a preemption notice to node {self.host}, whose Ray is killed in {NOTICE_S:.0f} s",
             KILL_WORKER: f"kill -9 of worker {self.rank} of {self.workers} on {self.host}",
             KILL_NODE: f"kill -9 of Ray on node {self.host}, with all that runs there",
         }
@@ -116,16 +137,16 @@ def choose(record: Mapping[str, Any], fault: str, head_node: str | None = None) 
     )
 
 
-def strike(target: Target, notice_s: float = 120.0) -> None:
+def strike(target: Target, notice_s: float = NOTICE_S) -> None:
     """Do it. Needs a connection to the run's Ray; returns when it is done, not when it is over."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if target.fault == NOTICE:
         from sundog.rayapi.drain import Gcs
 
-        address = ray.get_runtime_context().gcs_address
-        Gcs(address).drain(target.node_id, WALL.now_s() + notice_s, "sundog drill")
+        at_s = WALL.now_s() + notice_s
+        _on(target, _kill_at, at_s)  # before Ray takes no work there any more
+        Gcs(ray.get_runtime_context().gcs_address).drain(target.node_id, at_s, "sundog drill")
         return
     if target.fault == KILL_WORKER and target.node_id == ray.get_runtime_context().get_node_id():
         try:
@@ -133,9 +154,17 @@ def strike(target: Target, notice_s: float = 120.0) -> None:
         except ProcessLookupError:
             raise RunError(f"worker {target.pid} on {target.host} is gone already") from None
         return
+    _on(target, _kill, target.pid if target.fault == KILL_WORKER else None)
+
+
+def _on(target: Target, work: Callable[[Any], None], argument: Any) -> None:
+    """Call it on the target's node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     here = NodeAffinitySchedulingStrategy(target.node_id, soft=False)
-    hit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_kill)
-    done = hit.remote(target.pid if target.fault == KILL_WORKER else None)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(work)
+    done = task.remote(argument)
     try:
         ray.get(done, timeout=60)
     except ray.exceptions.GetTimeoutError:
@@ -144,13 +173,26 @@ def strike(target: Target, notice_s: float = 120.0) -> None:
         ) from None
     except ray.exceptions.RayError as error:
         if isinstance(error, ray.exceptions.RayTaskError):
-            raise RunError(f"worker {target.pid} on {target.host} is gone already") from None
+            why = first_line(error.cause)
+            if isinstance(error.cause, ProcessLookupError):
+                why = f"worker {target.pid} is gone already"
+            raise RunError(f"nothing was done to {target.host}: {why}") from None
         # The node went, and the task with it: that was the fault.
 
 
 def _kill(pid: int | None) -> None:
     # A worker's parent is the raylet of its node, whose id Ray puts in its environment.
     os.kill(pid if pid is not None else int(os.environ["RAY_RAYLET_PID"]), signal.SIGKILL)
+
+
+def _kill_at(at_s: float) -> None:
+    raylet = int(os.environ["RAY_RAYLET_PID"])
+    born_s = repr(psutil.Process(raylet).create_time())
+    command = [sys.executable, "-c", _REAPER, str(raylet), born_s, str(at_s)]
+    subprocess.run(
+        command, check=True, start_new_session=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def watch(
@@ -201,11 +243,24 @@ def _change(folder: RunFolder, since_s: float, deadline_s: float, clock: Clock) 
                 f"see sundog logs {folder.run_id}",
             )
         if clock.monotonic_s() > deadline_s:
-            raise RunError(
-                f"{folder.run_id} has not stepped again since the fault",
-                f"see sundog logs {folder.run_id}",
-            )
+            raise _unseen(folder, since_s)
         clock.sleep(_POLL_S)
+
+
+def _unseen(folder: RunFolder, since_s: float) -> RunError:
+    record = folder.record()
+    if (record.get("accounted_s") or 0.0) > since_s + _LATE_S:
+        return RunError(
+            f"{folder.run_id} steps on, at step {record.get('step')}, and no change of its workers "
+            "was seen since the fault",
+            "wait longer (--wait): a run that cannot do without the node stays on it to the last",
+        )
+    return RunError(
+        f"{folder.run_id} has not stepped again since the fault",
+        f"it needs room for {record['spec']['workers']} workers: see sundog logs {folder.run_id}"
+        if record.get("spec")
+        else f"see sundog logs {folder.run_id}",
+    )
 
 
 def _proof(folder: RunFolder, step: int, deadline_s: float, clock: Clock) -> int | None:

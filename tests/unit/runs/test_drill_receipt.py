@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from sundog.clock import ManualClock
+from sundog.clock import WALL, ManualClock
 from sundog.errors import RunError
 from sundog.runs import drill
 from sundog.runs.bill import Bill, Prices
@@ -73,6 +76,10 @@ def test_a_run_that_ends_or_hangs_is_told(folder, clock):
     target = drill.choose(folder.record(), drill.KILL_WORKER)
     with pytest.raises(RunError, match="has not stepped again"):
         drill.watch(folder, target, clock.now_s(), timeout_s=3, clock=clock)
+    folder.update(step=70, accounted_s=clock.now_s() + 60)
+    with pytest.raises(RunError, match="steps on, at step 70") as told:
+        drill.watch(folder, target, clock.now_s(), timeout_s=3, clock=clock)
+    assert "--wait" in told.value.fix
     folder.update(state="failed")
     with pytest.raises(RunError, match=r"ended \(failed\)"):
         drill.watch(folder, target, clock.now_s(), timeout_s=3, clock=clock)
@@ -89,3 +96,13 @@ def test_a_bill_counts_each_node_once_and_loses_its_dollars_at_an_unknown_price(
     assert bill.usd is None
     assert bill.node_hours == pytest.approx(3000 / 3600)
     assert Bill(Prices(root), 2.0, None).usd is None  # the drivers before had no price either
+
+
+def test_what_was_told_to_go_is_killed_when_its_time_is_over(monkeypatch):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        monkeypatch.setenv("RAY_RAYLET_PID", str(sleeper.pid))
+        drill._kill_at(WALL.now_s() + 0.5)  # returns at once
+        assert sleeper.wait(60) == -signal.SIGKILL
+    finally:
+        sleeper.kill()
