@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,44 @@ _WARM_STEPS = 5  # before the trace begins: first steps allocate and compile
 
 
 class Profiler:
-    """Called after every step of one worker; traces `steps` of them once and stores the trace."""
+    """Called after every step of one worker; traces `steps` of them once and stores the trace.
 
-    def __init__(self, folder: RunFolder, steps: int) -> None:
+    `last` is the run's last step: a run that is nearly over is traced without warming up first. A run
+    that has a trace already, of an earlier first worker, gets no second one.
+    """
+
+    def __init__(self, folder: RunFolder, steps: int, last: int | None = None) -> None:
         self._folder, self._steps = folder, steps
-        self._seen = 0
+        self._last = float("inf") if last is None else last
+        self._seen, self._began = 0, 0
         self._profile: Any = None
-        self.done = False
+        self.done = bool(folder.root.children(folder.key("profile")))
 
     def __call__(self, step: int, loss: float) -> None:
-        import torch
-
         if self.done:
             return
         self._seen += 1
-        if self._seen == _WARM_STEPS:
-            kinds = [torch.profiler.ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profile = torch.profiler.profile(activities=kinds)
-            self._profile.__enter__()
-        elif self._seen == _WARM_STEPS + self._steps:
+        if self._profile is None:
+            if self._seen < _WARM_STEPS and step + self._steps < self._last:
+                return
+            if step >= self._last:
+                self.done = True
+                print("no profile: the run was over after its first step", flush=True)
+                return
+            self._begin(step)
+        elif step == self._began + self._steps or step >= self._last:
             self._profile.__exit__(None, None, None)
             self.done = True
             self._store(step)
+
+    def _begin(self, step: int) -> None:
+        import torch
+
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profile, self._began = torch.profiler.profile(activities=kinds), step
+        self._profile.__enter__()
 
     def _store(self, step: int) -> None:
         """`runs/<id>/profile/<last step>.json.gz`; losing it is better than losing the run."""
@@ -47,6 +60,11 @@ class Profiler:
             self._profile.export_chrome_trace(str(path))
             self._profile = None
             key = self._folder.key(f"profile/{step}.json.gz")
-            with suppress(SundogError):
+            traced = step - self._began
+            try:
                 self._folder.root.write(key, gzip.compress(path.read_bytes(), 3))
-                print(f"profile of {self._steps} steps: {self._folder.root.uri(key)}", flush=True)
+            except SundogError as error:
+                print(f"the profile could not be stored: {error.message}", flush=True)
+                return
+            fewer = f" (the run had no {self._steps} left)" if traced < self._steps else ""
+            print(f"profile of {traced} steps{fewer}: {self._folder.root.uri(key)}", flush=True)

@@ -149,7 +149,7 @@ def run_loop(
         if spec.profile and exchange.rank == 0 and loop.trace is None:
             from sundog.runs.profiling import Profiler
 
-            loop.trace = Profiler(folder, spec.profile)
+            loop.trace = Profiler(folder, spec.profile, loop.steps)
         SLOT.kept = loop if SLOT.token else None
         outcome = asdict(loop.run())
         if SLOT.token:
