@@ -21,6 +21,8 @@ TIMEOUT_S = 2.0
 LARGEST_ANSWER_BYTES = 65536
 # What each cloud promises at least, where a notice names no time of its own.
 GCP_NOTICE_S = 30.0
+# A machine that boots again, here or on another host, has lost its Ray and all that ran in it.
+_AZURE_ENDS = ("Preempt", "Terminate", "Reboot", "Redeploy")
 
 
 class MetadataUnavailable(SundogError):
@@ -80,7 +82,7 @@ def _parsed(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MetadataUnavailable(f"not JSON: {text[:80]!r}") from None
     if not isinstance(data, dict):
         raise MetadataUnavailable(f"not an object: {text[:80]!r}")
@@ -93,7 +95,7 @@ def _time_s(text: Any) -> float | None:
         return None
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     try:
         at = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT")
@@ -217,13 +219,12 @@ class AzureMetadata:
         events = self._get("/metadata/scheduledevents?api-version=2020-07-01").get("Events") or []
         found = []
         for event in events if isinstance(events, list) else ():
-            if not isinstance(event, dict) or self._name not in (event.get("Resources") or ()):
+            whom = event.get("Resources") if isinstance(event, dict) else None
+            if not isinstance(whom, list) or self._name not in whom:
                 continue  # the document lists the whole scale set: other nodes' ends are not ours
             kind = event.get("EventType")
-            if kind in ("Preempt", "Terminate"):
+            if kind in _AZURE_ENDS:
                 found.append(Notice("interruption", _time_s(event.get("NotBefore")), str(kind)))
-            elif kind in ("Reboot", "Redeploy"):
-                found.append(Notice("advice", None, str(kind)))
         return found
 
 

@@ -10,12 +10,13 @@ import argparse
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sundog.capacity.metadata import SERVICES, Metadata, MetadataUnavailable, Notice
 from sundog.capacity.noderecord import Creates, write_record
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 # that takes a millisecond.
 POLL_S = 2.0
 SLOWEST_POLL_S = 30.0
+SLOWEST_RECORD_S = 3600.0
+# An agent that was asked to end may be in the middle of a call to a head that is gone.
+REPLACE_TRIES = 30
 # A deadline outside these bounds is not one that any of the clouds gives.
 SHORTEST_NOTICE_S, LONGEST_NOTICE_S = 1.0, 3600.0
 ASSUMED_NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
@@ -53,6 +57,8 @@ class Agent:
     root: Creates | None = None
     ledger: Ledger | None = None
     _failures: int = 0
+    _record_failures: int = 0
+    _record_s: float = 0.0
     _advised: set[str] = field(default_factory=set)
 
     def step(self) -> float:
@@ -65,7 +71,7 @@ class Agent:
                 self._tell("metadata-unavailable", detail=error.message)
             return min(POLL_S * 2.0 ** min(self._failures, 10), SLOWEST_POLL_S)
         self._failures = 0
-        if self.root is not None:
+        if self.root is not None and now_s >= self._record_s:
             self._record(self.root, now_s)
         for notice in notices:
             if notice.kind == "interruption" or self.drain_on_advice:
@@ -98,7 +104,10 @@ class Agent:
                 self.root = None
                 self._tell("recorded", node=mine.node_id)
         except SundogError as error:
-            self.root = None  # a root that fails now would be asked every two seconds for ever
+            # Asked again, less and less often: whatever is away now may stay away.
+            self._record_failures += 1
+            pause_s = POLL_S * 2.0 ** min(self._record_failures, 20)
+            self._record_s = now_s + min(pause_s, SLOWEST_RECORD_S)
             self._tell("not-recorded", detail=error.message)
 
     def _drain(self, notice: Notice, now_s: float) -> None:
@@ -153,34 +162,86 @@ class Agent:
             self.clock.sleep(self.step())
 
 
-def only_one(path: Path) -> Any | None:
-    """A lock held as long as this process lives, or None where another agent holds it."""
+def only_one(path: Path, gcs: str, clock: Clock = WALL) -> IO[str] | None:
+    """A lock held as long as this process lives, or None where another agent of this head holds it.
+
+    One that listens to another head is asked to end: the node has joined this one since. ClusterError
+    where it does not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("w")
+    handle = path.open("a+")
+    for _ in range(REPLACE_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid, its = _holder(handle)
+            if its == gcs:
+                handle.close()
+                return None
+            if its and _is_agent(pid):
+                os.kill(pid, signal.SIGTERM)
+            clock.sleep(1.0)
+            continue
+        handle.truncate(0)
+        handle.write(json.dumps({"pid": os.getpid(), "gcs": gcs}))
+        handle.flush()
+        return handle
+    handle.close()
+    raise ClusterError(
+        f"another agent holds {path} and does not end", "end it, or start the node anew"
+    )
+
+
+def _holder(handle: IO[str]) -> tuple[int, str]:
+    """Who wrote the lock file last: (0, "") where nobody said, or is only just about to."""
+    handle.seek(0)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        said = json.loads(handle.read())
+        return int(said["pid"]), str(said["gcs"])
+    except (ValueError, KeyError, TypeError):
+        return 0, ""
+
+
+def _is_agent(pid: int) -> bool:
+    """Whether that process is an agent of this user, and not one that got its number since."""
+    try:
+        return b"sundog.capacity.preemption" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        handle.close()
-        return None
-    return handle
+        return False
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sundog-preemption", description=__doc__)
     parser.add_argument("cloud", choices=sorted(SERVICES))
     parser.add_argument("--gcs", required=True, help="the head's address, host:port")
     parser.add_argument("--instance", default=os.environ.get("RAY_CLOUD_INSTANCE_ID", ""))
     parser.add_argument("--metadata", default=os.environ.get("SUNDOG_METADATA_URL"))
     parser.add_argument("--root", default=os.environ.get("SUNDOG_ROOT"), help="storage root")
-    parser.add_argument("--drain-on-advice", action="store_true")
+    parser.add_argument(
+        "--drain-on-advice", action="store_true",
+        default=os.environ.get("SUNDOG_DRAIN_ON_ADVICE", "") not in ("", "0"),
+        help="drain on rebalance advice too; a spec says so with env: {SUNDOG_DRAIN_ON_ADVICE: '1'}",
+    )  # fmt: skip
     parser.add_argument(
         "--no-spare", action="store_true", help="launch no spare node on rebalance advice"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
     if not arguments.instance:
         print("RAY_CLOUD_INSTANCE_ID is not set: which node is this?", file=sys.stderr)
         return 2
-    lock = only_one(Path.home() / ".sundog" / f"preemption-{arguments.instance}.lock")
+    # 0 ends the loop that starts an agent again: one that was replaced must not come back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        lock = only_one(
+            Path.home() / ".sundog" / f"preemption-{arguments.instance}.lock", arguments.gcs
+        )
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
     if lock is None:
         return 0
     agent = Agent(

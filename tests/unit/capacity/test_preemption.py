@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import http.server
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +18,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sundog.capacity import identity, metadata, preemption
 from sundog.capacity.metadata import AwsMetadata, AzureMetadata, GcpMetadata, MetadataUnavailable
@@ -156,6 +161,17 @@ def test_rebalance_is_advice_and_drains_only_when_asked_to(server: Server) -> No
     assert [d[0] for d in cluster.drains] == [MINE.node_id]
 
 
+@pytest.mark.parametrize(("said", "drains"), [("1", True), ("0", False), (None, False)])
+def test_a_spec_asks_for_it_with_a_variable(
+    said: str | None, drains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a spec has under `env` is there for the command that starts the agent."""
+    if said is not None:
+        monkeypatch.setenv("SUNDOG_DRAIN_ON_ADVICE", said)
+    found = preemption._parser().parse_args(["aws", "--gcs", "h:1"])
+    assert found.drain_on_advice is drains
+
+
 def test_advice_asks_once_for_a_spare_and_leaves_the_node_alone(server: Server) -> None:
     server.aws(events__recommendations__rebalance='{"noticeTime": "2027-01-15T08:00:00Z"}')
     asked: list[str] = []
@@ -271,6 +287,66 @@ def test_azure_hears_only_its_own_events(server: Server) -> None:
     assert service.placement()[0] == "spot"
 
 
+@pytest.mark.parametrize("kind", ["Reboot", "Redeploy"])
+def test_azure_that_boots_a_machine_anew_ends_what_runs_there(server: Server, kind: str) -> None:
+    """Its raylet does not come back with it, so its work needs the time until then."""
+    document = {"compute": {"name": "vm-1", "location": "eastus"}}
+    server.answers["/metadata/instance?api-version=2021-02-01"] = (200, json.dumps(document))
+    event = {"EventType": kind, "Resources": ["vm-1"], "NotBefore": "Fri, 15 Jan 2027 08:10:00 GMT"}
+    freeze = {**event, "EventType": "Freeze"}
+    path = "/metadata/scheduledevents?api-version=2020-07-01"
+    server.answers[path] = (200, json.dumps({"Events": [freeze, event]}))
+    ear, cluster, _ = agent(server, cloud="azure", metadata=AzureMetadata(server.url))
+    ear.step()
+    assert cluster.drains == [(MINE.node_id, NOW_S + 600.0, f"azure: {kind}")]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+    | st.sampled_from(["vm-1", "Preempt", "terminate", "0001-01-01T00:00:00", "9" * 30]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["Events", "Resources", "EventType", "NotBefore", "action", "time",
+                         "noticeTime", "compute", "name", "tagsList", "value"]), inner, max_size=5,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(json_values | st.fixed_dictionaries({"Events": st.lists(st.fixed_dictionaries(
+    {"EventType": st.just("Preempt"), "Resources": json_values, "NotBefore": json_values}
+))}))  # fmt: skip
+@example({"Events": [{"EventType": "Preempt", "Resources": 5}]})
+@example({"Events": [{"EventType": "Preempt", "Resources": "vm-10, vm-11"}]})
+def test_whatever_a_service_says_is_a_notice_or_none_and_never_a_crash(said: Any) -> None:
+    """A string that merely holds this node's name is no list with it."""
+
+    class Says:
+        def call(self, path: str, headers: Any, method: str = "GET") -> str:
+            return "token" if "token" in path else json.dumps(said)
+
+    for make in (AwsMetadata, GcpMetadata, AzureMetadata):
+        service = make("http://x")
+        service._http = Says()  # type: ignore[assignment]
+        if isinstance(service, AzureMetadata):
+            service._name = "vm-1"
+        for ask in (lambda s=service: s.notices(NOW_S), service.placement, service.about):
+            try:
+                found = ask()
+            except MetadataUnavailable:
+                continue
+            if isinstance(service, AzureMetadata) and isinstance(found, list) and found:
+                assert any(
+                    "vm-1" in e["Resources"]
+                    for e in said["Events"]
+                    if isinstance(e, dict) and isinstance(e.get("Resources"), list)
+                )
+
+
+def test_nesting_without_end_is_no_document() -> None:
+    with pytest.raises(MetadataUnavailable):
+        metadata._parsed("[" * 60_000)
+
+
 def test_identity_exports_labels_and_never_anything_a_shell_would_run(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +394,25 @@ def test_a_node_that_joined_is_recorded_once_with_the_price_it_was_born_with(
     again, _, _ = agent(server, root=root)
     again.step()
     assert json.loads(root.made[f"nodes/{MINE.node_id}.json"]) == record
+
+
+def test_a_record_is_asked_for_again_when_something_was_away(server: Server) -> None:
+    server.aws()
+    root, clock = Root(), ManualClock(NOW_S)
+    ear, cluster, heard = agent(server, root=root, clock=clock)
+    cluster.down = True
+    asked = 0
+    for _ in range(30):
+        ear.step()
+        asked = heard.events.count("not-recorded")
+        clock.advance(preemption.POLL_S)
+    assert 2 <= asked <= 5, "less and less often"
+    cluster.down = False
+    clock.advance(preemption.SLOWEST_RECORD_S)
+    ear.step()
+    ear.step()
+    assert heard.events.count("recorded") == 1
+    assert list(root.made) == [f"nodes/{MINE.node_id}.json"]
 
 
 def test_a_node_without_a_price_tag_has_no_price(server: Server) -> None:
@@ -409,3 +504,56 @@ def test_a_command_that_is_wrong_is_not_repeated(tmp_path: Path) -> None:
         time.sleep(0.05)
     time.sleep(0.5)
     assert count.read_text() == "x\n"
+
+
+def test_an_agent_of_another_head_makes_room_and_one_of_the_same_stays(tmp_path: Path) -> None:
+    """A node that joined a new head has a stale agent, which would drain it nowhere."""
+    lock = tmp_path / ".sundog" / "preemption-i-1.lock"
+
+    def start(gcs: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sundog.capacity.preemption", "aws", "--gcs", gcs,
+                   "--instance", "i-1", "--metadata", "http://127.0.0.1:1"]  # fmt: skip
+        return subprocess.Popen(
+            command, env={**os.environ, "HOME": str(tmp_path)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def holds(process: subprocess.Popen[bytes]) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return bool(json.loads(lock.read_text())["pid"] == process.pid)
+        return False
+
+    def wait_for(process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 60
+        while not holds(process):
+            assert time.monotonic() < deadline, lock.read_text()
+            time.sleep(0.05)
+
+    old = start("10.0.0.1:6379")
+    agents = [old]
+    try:
+        wait_for(old)
+        new = start("10.0.0.2:6379")
+        agents.append(new)
+        wait_for(new)
+        assert old.wait(60) == 0, "its loop would start it again"
+        same = start("10.0.0.2:6379")
+        agents.append(same)
+        assert same.wait(60) == 0
+        assert new.poll() is None
+        assert holds(new)
+    finally:
+        for each in agents:
+            each.kill()
+            each.wait()
+
+
+def test_a_lock_names_no_process_that_is_not_an_agent(tmp_path: Path) -> None:
+    """A number is given to another process once its own has ended."""
+    path = tmp_path / "lock"
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write(json.dumps({"pid": os.getpid(), "gcs": "10.0.0.1:6379"}))
+        held.flush()
+        with pytest.raises(ClusterError, match="does not end"):
+            preemption.only_one(path, "10.0.0.2:6379", ManualClock())
