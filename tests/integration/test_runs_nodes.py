@@ -51,6 +51,7 @@ class Slow(Recipe):
     [
         pytest.param("notice", marks=pytest.mark.slow),
         pytest.param("raylet", marks=pytest.mark.slow),
+        pytest.param("silence", marks=pytest.mark.long),
         pytest.param("notice_to_all", marks=pytest.mark.long),
         pytest.param("on_demand", marks=pytest.mark.long),
         pytest.param("spot_first", marks=pytest.mark.long),
@@ -229,6 +230,35 @@ def raylet(scene: Scene) -> None:
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 900)
 
 
+def silence(scene: Scene) -> None:
+    """A node from which nothing comes any more, no reset either: the survivor, which waits for it in the
+    middle of a step, keeps its process and its state."""
+    import psutil
+
+    from sundog.runs.verify import verify
+
+    scene.node()
+    second = scene.node()
+    scene.start(steps=600)
+    scene.working(2)
+    raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
+    frozen = [raylet, *raylet.children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    try:
+        recovered = scene.until(lambda: scene.events("run.recovered"), 200)[0]
+        print(recovered)
+        assert recovered["workers"] == [2, 1]
+        assert recovered["steps_back"] <= 1, "it began from a checkpoint"
+        scene.working(1)
+    finally:
+        for process in frozen:
+            process.kill()
+    scene.stop_at()
+    verdict = verify(scene.root, "r")
+    assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 600)
+
+
 def notice_to_all(scene: Scene) -> None:
     """Every node under notice: the run saves, computes on while they live, and goes on elsewhere."""
     from sundog.rayapi.drain import Gcs
@@ -292,7 +322,7 @@ def alive() -> set[str]:
 if __name__ == "__main__":
     scene = Scene(Path(sys.argv[2]))
     try:
-        scenes = (notice, raylet, notice_to_all, on_demand, spot_first)
+        scenes = (notice, raylet, silence, notice_to_all, on_demand, spot_first)
         {s.__name__: s for s in scenes}[sys.argv[1]](scene)
     finally:
         scene.close()

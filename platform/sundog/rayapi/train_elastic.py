@@ -25,6 +25,8 @@ from ray.train.v2._internal.execution.controller.controller import (
     TrainControllerLoopIterationResult,
 )
 from ray.train.v2._internal.execution.controller.state import RunningState
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
     ResizeDecision,
@@ -43,7 +45,8 @@ from sundog.rayapi import train_nodes, train_slot
 from sundog.rayapi.train_lasting import Carried, new_sync_actor
 from sundog.rayapi.train_pool import Pool, Standby, gather_parked
 
-_PATIENCE_S = 20.0  # how long a worker may take to come to a step boundary
+# How long a worker may take to come to a step boundary: it may be waiting for one that is silent.
+_PATIENCE_S = train_slot.LONGEST_SILENCE_S + 5.0
 _TORN_S = 0.5  # how long others may be silent after one said that it lost them
 _LAST_SAVE_S = 3.0  # before a deadline at which too few would be left to go on
 _LONGEST_WARMING_S = 300.0  # a busy machine may take a minute to import torch
@@ -84,6 +87,10 @@ class Resizer(Protocol):
     def standing_by(self, actors: list[str]) -> None: ...
 
     def standby_failed(self, why: str, pause_s: float) -> None: ...
+
+    def reached(self) -> int:
+        """The furthest step that is known; -1: none yet."""
+        ...
 
     def noticed(self, nodes: dict[str, float], leaving: int, working: int) -> None: ...
 
@@ -341,6 +348,21 @@ def _state(status: Any) -> str:
     return str(value.get("state")) if isinstance(value, dict) else ""
 
 
+class InARow(DefaultFailurePolicy):  # type: ignore[misc]
+    """Train's own policy, but `max_failures` counts failures without a step further between them: a long
+    run on nodes that come and go has any number of others."""
+
+    def __init__(self, failure_config: Any, reached: Callable[[], int]) -> None:
+        super().__init__(failure_config)
+        self._reached, self._furthest = reached, -1
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        step = self._reached()
+        if step > self._furthest:
+            self._furthest, self._worker_group_failures = step, 0
+        return super().make_decision(training_failed_error)
+
+
 class ElasticController(TrainController):  # type: ignore[misc]
     """Train's controller, but a resize parks workers instead of ending them."""
 
@@ -422,6 +444,8 @@ class ElasticTrainer(DataParallelTrainer):  # type: ignore[misc]
         arguments["scaling_policy"] = ElasticPolicy(
             self.scaling_config, self._resizer, self._placement, self._market
         )
+        config = self.run_config.failure_config
+        arguments["failure_policy"] = InARow(config, self._resizer.reached)
         node = ray.get_runtime_context().get_node_id()
         controller = (
             ray.remote(ElasticController)

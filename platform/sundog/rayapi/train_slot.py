@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+LONGEST_SILENCE_S = 60.0
+"""How long a worker waits for another one inside a step before it calls it lost."""
+
 
 @dataclass
 class Slot:

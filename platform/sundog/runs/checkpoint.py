@@ -63,7 +63,7 @@ class Checkpoints:
             "created_s": self._clock.now_s(),
         }  # fmt: skip
         self._root.write(f"{self._prefix}/{step}/{_MANIFEST}", json.dumps(manifest).encode())
-        self.retain()
+        self.retain(step)
 
     def steps(self) -> list[int]:
         """The steps that have a folder, oldest first, whole or not."""
@@ -102,10 +102,23 @@ class Checkpoints:
                 skipped(step, error.message)
         return None
 
-    def retain(self) -> None:
-        """Delete all but the newest `keep`. The manifest goes first, so none is ever half there."""
-        for step in self.steps()[: -self._keep]:
+    def retain(self, newest: int) -> None:
+        """Delete what is surplus. The manifest goes first, so none is ever half there."""
+        for step in self.surplus(newest):
             self.drop(step)
+
+    def surplus(self, newest: int) -> set[int]:
+        """All steps but the `keep` newest up to `newest`, which was just committed.
+
+        What lies beyond it is from before the run went back, and was passed over then: it goes too, or
+        it would count among those to keep.
+        """
+        steps = self.steps()
+        good = [s for s in steps if s <= newest and self._committed(s)]
+        return set(steps) - set(good[-self._keep :])
+
+    def _committed(self, step: int) -> bool:
+        return self._root.exists(f"{self._prefix}/{step}/{_MANIFEST}")
 
     def drop(self, step: int) -> None:
         self._root.delete(f"{self._prefix}/{step}/{_MANIFEST}")

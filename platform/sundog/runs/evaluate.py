@@ -1,6 +1,6 @@
 """Measuring a model on a split: the same numbers at any number of workers.
 
-Adds up fixed chunks in their order; trains nothing and draws no randomness of its own.
+Adds up fixed chunks in their order, each with randomness of its own; trains nothing.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import torch
 from sundog.errors import RecipeError
 from sundog.runs.exchange import Exchange
 from sundog.runs.recipe import blamed, fetch, forward
-from sundog.runs.sampler import share
+from sundog.runs.sampler import mix, share
 
 _CHUNK_ROWS = 256
 
 
 def evaluate(
     recipe: Any, model: torch.nn.Module, data: Any, exchange: Exchange, device: torch.device,
-    together: bool = False,
+    together: bool = False, key: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Means over all rows of `data` of the loss and of what `recipe.metrics` reports.
 
     The rows are cut into chunks that do not depend on the number of workers, and the chunks' sums
     are added in their order, in float64: so the result does not depend on it either. `together`:
-    a forward pass needs all workers, so who has fewer chunks measures one again.
+    a forward pass needs all workers, so who has fewer chunks measures one again. `key` seeds what the
+    recipe draws, chunk by chunk.
     """
     model.eval()
     chunks = -(-len(data) // _CHUNK_ROWS)
@@ -36,10 +37,10 @@ def evaluate(
         with torch.no_grad():
             own = range(*share(chunks, exchange.world, exchange.rank))
             for chunk in own:
-                mine[chunk] = _measure(recipe, model, data, chunk, device)
+                mine[chunk] = _measure(recipe, model, data, chunk, device, key)
             most = -(-chunks // exchange.world)
             for _ in range(most - len(own) if together else 0):
-                _measure(recipe, model, data, 0, device)
+                _measure(recipe, model, data, 0, device, key)
     except RecipeError as error:
         fault = error  # everybody must still take part in the gathering
     gathered = exchange.gather((mine, fault))
@@ -56,10 +57,11 @@ def evaluate(
 
 
 def _measure(
-    recipe: Any, model: torch.nn.Module, data: Any, chunk: int, device: torch.device
+    recipe: Any, model: torch.nn.Module, data: Any, chunk: int, device: torch.device, key: int
 ) -> tuple[int, dict[str, float]]:
-    from sundog.runs.replica import to_device
+    from sundog.runs.replica import seeded, to_device
 
+    seeded(mix(key, chunk), device)
     rows = np.arange(chunk * _CHUNK_ROWS, min(len(data), (chunk + 1) * _CHUNK_ROWS))
     with blamed("recipe: reading the validation rows"):
         batch = to_device(fetch(data, rows), device)

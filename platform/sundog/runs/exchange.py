@@ -6,10 +6,11 @@ Moves tensors over a torch process group, or over nothing when a worker is alone
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,12 +21,15 @@ from sundog.runs.reduction import Node, add_up, partials
 from sundog.runs.sampler import share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HEADER = 2
 """int64 numbers that ride along with every gradient: what was consumed, and a flag."""
 _DIGITS = 4 * HEADER  # of 16 bits each, which a float32 holds exactly, and so does a sum with zeros
 
+
+_TURN_S = 5.0
+T = TypeVar("T")
 
 PROBE_BYTES = 16 * 2**20
 
@@ -63,8 +67,8 @@ class Exchange(Protocol):
         """Every rank's small value, by rank."""
         ...
 
-    def spread(self, tensors: list[torch.Tensor], source: int) -> None:
-        """Overwrite `tensors` with those of rank `source`, bit for bit."""
+    def hand(self, value: Any, source: int) -> Any:
+        """The value of rank `source`, however large; what the others give is not looked at."""
         ...
 
     def leave(self) -> None:
@@ -89,8 +93,8 @@ class Alone:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def spread(self, tensors: list[torch.Tensor], source: int) -> None:
-        return None
+    def hand(self, value: Any, source: int) -> Any:
+        return value
 
     def leave(self) -> None:
         return None
@@ -132,12 +136,13 @@ class Group:
             raise self._lost(error) from error
         return out
 
-    def spread(self, tensors: list[torch.Tensor], source: int) -> None:
+    def hand(self, value: Any, source: int) -> Any:
+        box = [value]
         try:
-            for tensor in tensors:
-                dist.broadcast(tensor, group_src=source, group=self._group)
-        except RuntimeError as error:
+            dist.broadcast_object_list(box, group_src=source, group=self._group)
+        except (RuntimeError, pickle.UnpicklingError) as error:
             raise self._lost(error) from error
+        return box[0]
 
     def probe(self, device: str) -> Links:
         """Measure it, on tensors of `device`. PeerLost."""
@@ -252,6 +257,23 @@ def _digits(header: Sequence[int]) -> list[float]:
 def _from_digits(digits: list[float]) -> int:
     word = sum(int(digit) << 16 * i for i, digit in enumerate(digits))
     return word - (1 << 64) if word >> 63 else word
+
+
+def in_turns(exchange: Exchange, work: Callable[[], T]) -> list[T]:
+    """What `work` gives on every rank, however long one of them takes: those that are done wait in short
+    turns, so that nobody calls a slow one lost. `work` must not use the exchange. Raises what it raises
+    anywhere."""
+    with ThreadPoolExecutor(1, "in-turns") as beside:
+        doing = beside.submit(work)
+        while exchange.world > 1:
+            wait([doing], _TURN_S)
+            if all(exchange.gather(doing.done())):
+                break
+    fault = doing.exception()
+    for theirs in exchange.gather(fault):
+        if theirs is not None:
+            raise theirs
+    return exchange.gather(doing.result())
 
 
 def connect(

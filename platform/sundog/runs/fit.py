@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sundog.errors import AlreadyExists, Corrupt, NotFound, RecipeError, RunError
+from sundog.runs.kind import device_name
 from sundog.runs.recipe import blamed, fetch
 from sundog.runs.replica import autocast, first_model, recompute_blocks, to_device
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sundog.storage.root import Root
 
 _FORMAT = 1
+_FLAT = 4  # flat gradients that an exact run of several workers holds at most
 
 
 def settle_micro_batch(
@@ -35,7 +37,7 @@ def settle_micro_batch(
     pinned = f"{folder}/micro_batch.json"
     found = _read(root, pinned)
     if found is None:
-        known = f"profiles/micro-batch/{_device_name(device)}/{_digest(spec)}.json"
+        known = f"profiles/micro-batch/{device_name(device)}/{_digest(spec, recipe)}.json"
         found = _read(root, known) or largest(spec, recipe, device)
         body = json.dumps({"format": _FORMAT, "micro_batch": found}).encode()
         root.write(known, body)
@@ -70,7 +72,7 @@ def largest(spec: RunSpec, recipe: Any, device: torch.device) -> int:
                 torch.cuda.empty_cache()
         return rows
     raise RunError(
-        f"not one row of the batch fits into the memory of a {_device_name(device)}",
+        f"not one row of the batch fits into the memory of a {device_name(device)}",
         "ask for a larger device, set recompute: true or precision: bf16, or make the model smaller",
     )
 
@@ -80,7 +82,10 @@ def _try(spec: RunSpec, recipe: Any, device: torch.device, rows: int) -> None:
     if spec.recompute:
         recompute_blocks(model)
     with blamed("recipe: optimizer()"):
-        optimizer = recipe.optimizer(p for p in model.parameters() if p.requires_grad)
+        params = [p for p in model.parameters() if p.requires_grad]
+        optimizer = recipe.optimizer(iter(params))
+    # What a run holds beside the model: partial sums, and what they are sent from and received into.
+    held = [torch.empty(sum(p.numel() for p in params), device=device) for _ in range(_FLAT)]
     with blamed("recipe: dataset('train')"):
         train = recipe.dataset("train")
         batch = to_device(fetch(train, np.arange(rows) % len(train)), device)
@@ -90,6 +95,7 @@ def _try(spec: RunSpec, recipe: Any, device: torch.device, rows: int) -> None:
     with blamed("recipe: backward of loss()"):
         loss.backward()
     optimizer.step()
+    del held
 
 
 def _read(root: Root, key: str) -> int | None:
@@ -102,15 +108,11 @@ def _read(root: Root, key: str) -> int | None:
         raise Corrupt(f"{key} cannot be read: {error}", "delete it: it is measured again") from None
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    return torch.cuda.get_device_name(device).replace(" ", "-").replace("/", "-")
-
-
-def _digest(spec: RunSpec) -> str:
+def _digest(spec: RunSpec, recipe: Any) -> str:
+    """What a size was found for. The model itself counts, since its code may change under its name."""
+    shapes = [list(p.shape) for p in first_model(spec, recipe).parameters()]
     what = [
         spec.recipe, spec.params, spec.batch, spec.workers.high, spec.precision, spec.recompute,
-        spec.compile, spec.layout,
+        spec.compile, spec.layout, shapes,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

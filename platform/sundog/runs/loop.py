@@ -6,7 +6,9 @@ Owns the order of work inside a run: which rows, when to evaluate, to save, to s
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sundog.clock import WALL, Clock
-from sundog.errors import Diverged, NotFound, RecipeError, RunError, StorageUnavailable, SundogError
+from sundog.errors import Diverged, NotFound, RecipeError, RunError, StorageUnavailable
 from sundog.runs.evaluate import evaluate
-from sundog.runs.exchange import Exchange
+from sundog.runs.exchange import Exchange, in_turns
 from sundog.runs.ledger import Entry, Plan
 from sundog.runs.recipe import blamed
 from sundog.runs.replica import Replica, diverged
-from sundog.runs.sampler import fingerprint, micro_batches, mix
+from sundog.runs.sampler import fingerprint, mix
+from sundog.spec.cuts import micro_batches
 
 if TYPE_CHECKING:
     from sundog.runs.saver import Saver
@@ -107,7 +110,9 @@ class Loop:
             # Kernels split their sums over threads: another number of them is another rounding.
             torch.set_num_threads(1)
         else:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            # Before the first matrix product: cuBLAS reads it once. What has no such kernel raises.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -143,8 +148,10 @@ class Loop:
         # All evaluate, or none does: who waits in an evaluation alone waits for ever.
         known = [evaluated for step, evaluated, _ in plans if step == furthest]
         self._evaluated = min(known) if furthest >= 0 else 0
+        if furthest < 0 and self.step == 0:
+            self._agree_on_first_weights()
         if self.spec.exact and self.step == 0 and exchange.rank == 0:
-            self._check_repeatable()
+            self.replica.check_repeatable()
         self.joined_s = self.clock.now_s()
 
     @property
@@ -154,34 +161,44 @@ class Loop:
 
     def _restore(self) -> None:
         assert self.exchange is not None
-        found, fault = None, None
-        try:
-            found = self.saver.find(self) if self.saver and self.exchange.rank == 0 else None
-        except SundogError as error:  # the others wait for the first one's word
-            fault = error
-        found, fault = self.exchange.gather((found, fault))[0]
-        step = found[0] if found else 0
-        if fault is None and self.saver and step:
-            try:
-                self.saver.load(self, step)
-            except SundogError as error:
-                fault = error
-        for one in self.exchange.gather(fault):
-            if one is not None:
-                raise one
+        saver, first = self.saver, self.exchange.rank == 0
+        found = in_turns(self.exchange, lambda: saver.find(self) if saver and first else None)[0]
+        step = found or 0
+        if saver and step:
+            if self.replica.collective:  # it talks to the others itself
+                saver.load(self, step)
+            else:
+                in_turns(self.exchange, lambda: saver.load(self, step))
         self.step = step
 
     def _copy_from(self, source: int) -> None:
         """Everything that a step changes, from the memory of `source`: no disk is read."""
         assert self.exchange is not None
         mine = None
+        # What its state names must be in the root before others name it.
+        self._settle_saves()
         if self.exchange.rank == source:
-            if self.saver:
-                self.saver.settle()  # what it names must be in the root before others name it
             mine = self.snapshot()
-        state = self.exchange.gather(mine)[source]
+        state = self.exchange.hand(mine, source)
         if mine is None:
             self.adopt(state)
+
+    def _agree_on_first_weights(self) -> None:
+        """What a recipe draws for its weights is seeded, but it may draw from anywhere."""
+        assert self.exchange is not None
+        if self.replica.collective or len(set(self.exchange.gather(_glimpse(self.params)))) == 1:
+            return
+        if self.spec.exact:
+            raise RecipeError(
+                "recipe: model() has other first weights in every process",
+                "draw them from torch, numpy or random, which are seeded, or set exact: false",
+            )
+        self._copy_from(0)
+
+    def rehearse(self) -> None:
+        """Do once what takes long the first time, before others wait for it. RecipeError."""
+        if not self.replica.collective:  # its model is cut only when there is a group
+            self.replica.rehearse()
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the state between two steps, on the CPU."""
@@ -200,14 +217,6 @@ class Loop:
         self.metrics = dict(state["metrics"])
         self.segments = list(state["segments"])
         self.entries = [Entry(s, tuple(p)) for s, p in state["entries"]]
-
-    def _check_repeatable(self) -> None:
-        values = {float(self.replica.loss(0, 0, mode=torch.no_grad())) for _ in range(2)}
-        if len(values) > 1 and not any(math.isnan(v) for v in values):
-            raise RecipeError(
-                "the recipe's loss differs between two calls with the same batch and randomness",
-                "draw randomness from torch or from the rng argument, or set exact: false",
-            )
 
     # --- running --------------------------------------------------------------------------------
 
@@ -290,10 +299,9 @@ class Loop:
     def _evaluate(self, split: str = "val", data: Any = None) -> None:
         assert self.exchange is not None
         prefix = "" if split == "val" else f"{split}_"
-        torch.manual_seed(mix(self.spec.seed, _EVAL, self.step))
         found = evaluate(
             self.recipe, self.model, self.val if data is None else data, self.exchange, self.device,
-            together=self.replica.collective,
+            together=self.replica.collective, key=mix(self.spec.seed, _EVAL, self.step),
         )  # fmt: skip
         self.metrics |= {
             (f"{split}_loss" if name == "loss" else prefix + name): v for name, v in found.items()
@@ -331,6 +339,12 @@ class Loop:
             # Told to the others with the next gradient, so that all stop at the same step.
             self._failure = error
 
+    def _settle_saves(self) -> None:
+        """Until what anybody saves in the background is written; a large one takes minutes."""
+        assert self.exchange is not None
+        if saver := self.saver:
+            in_turns(self.exchange, saver.settle)
+
     def _stopped(self, flag: int) -> Outcome:
         assert self.exchange is not None
         if flag == FAILED:
@@ -356,6 +370,7 @@ class Loop:
         test = optional_split(self.recipe, "test")
         if test is not None:
             self._evaluate("test", test)
+        self._settle_saves()
         try:
             if self._failure:
                 raise self._failure
@@ -365,8 +380,18 @@ class Loop:
             self._failure = error
         faults = [f for f in self.exchange.gather(_fault(self._failure)) if f[0]]
         if faults:
-            return Outcome("failed", self.step, self.metrics, *faults[0])
+            diverged = isinstance(self._failure, Diverged)
+            why, fix = faults[0]
+            return Outcome("failed", self.step, self.metrics, why, fix, diverged)
         return Outcome("finished", self.step, self.metrics)
+
+
+def _glimpse(params: list[torch.nn.Parameter]) -> bytes:
+    """The first numbers of every parameter: enough to tell two draws apart."""
+    digest = hashlib.sha256()
+    for p in params:
+        digest.update(p.detach().flatten()[:1024].cpu().numpy().tobytes())
+    return digest.digest()
 
 
 def _layout(spec: RunSpec) -> type[Replica]:
@@ -394,9 +419,9 @@ def optional_split(recipe: Any, split: str) -> Any:
 def _count(spec: RunSpec) -> int:
     try:
         micro = spec.micro_batch if isinstance(spec.micro_batch, int) else None
-        return micro_batches(spec.batch, micro, spec.workers.high or 1)
+        return micro_batches(spec.batch, micro, spec.workers.high or 1, spec.exact)
     except ValueError as error:
-        raise RunError(str(error), "make batch larger, or workers fewer") from None
+        raise RunError(str(error)) from None
 
 
 def _fault(error: BaseException | None) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from sundog.runs.checkpoint import Checkpoints
 from sundog.runs.goodput import Meter
 from sundog.runs.interval import Cadence
 from sundog.runs.ledger import Plan
-from sundog.runs.sampler import micro_batches
+from sundog.spec.cuts import micro_batches
 from sundog.spec.quantity import parse_interval
 
 _STATE = "state.pt"

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from sundog.errors import Diverged, RecipeError, RunError, first_line
@@ -116,6 +118,34 @@ class Replica:
         self.subtree(step, right, self._spare[depth], rows, depth + 1)
         out += self._spare[depth]
 
+    def rehearse(self) -> None:
+        """Compute one micro-batch and forget it: what is loaded or compiled for the first one is there
+        before a group waits for it."""
+        buffers = [b.clone() for b in self.model.buffers()]
+        with blamed("recipe: backward of loss()"):
+            self.loss(0, 0).backward()  # type: ignore[no-untyped-call]
+        for p in self.params:
+            p.grad = None
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def check_repeatable(self) -> None:
+        """RecipeError where one micro-batch, computed twice, gives two losses or leaves a trace."""
+        before = {name: b.clone() for name, b in self.model.named_buffers()}
+        values = {float(self.loss(0, 0, mode=torch.no_grad())) for _ in range(2)}
+        if len(values) > 1 and not any(math.isnan(v) for v in values):
+            raise RecipeError(
+                "the recipe's loss differs between two calls with the same batch and randomness",
+                "draw randomness from torch, numpy, random or the rng argument, or set exact: false",
+            )
+        for name, buffer in self.model.named_buffers():
+            if not torch.equal(buffer, before[name]):
+                raise RecipeError(
+                    f"exact mode refuses a model that writes its buffer {name} in a forward pass: what "
+                    "is in it would depend on which worker saw which rows",
+                    "freeze it (track_running_stats=False, say), or set exact: false",
+                )
+
     def loss(
         self, step: int, micro: int, rows: Any = None,
         mode: AbstractContextManager[Any] | None = None,
@@ -124,10 +154,10 @@ class Replica:
         if rows is None:
             size = self.plan.batch // self.plan.count
             rows = self.plan.sampler.indices(step, micro * size, (micro + 1) * size)
+        key = mix(self.spec.seed, step, micro)
+        seeded(key, self.device)  # before rows are read: a data set may draw what it does to them
         with blamed("recipe: reading dataset('train')"):
             batch = to_device(fetch(self.train, rows), self.device)
-        key = mix(self.spec.seed, step, micro)
-        seeded(key, self.device)
         rng = torch.Generator(self.device).manual_seed(key ^ 1)
         with blamed("recipe: loss()"), mode or nullcontext(), autocast(self.spec, self.device):
             loss = self.recipe.loss(self.model, batch, rng)
@@ -197,8 +227,10 @@ def _put(grad: torch.Tensor | None, place: torch.Tensor) -> None:
 
 
 def seeded(key: int, device: torch.device) -> None:
-    """What `torch.manual_seed` does for the CPU and this device, without a look at every other kind of
-    device: that takes longer than a small layer."""
+    """Seed what recipes draw from. `torch.manual_seed` would also look at every other kind of device,
+    which takes longer than a small layer."""
+    random.seed(key)
+    np.random.seed(key % 2**32)
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.manual_seed(key)
@@ -269,7 +301,7 @@ def diverged(step: int, what: str) -> Diverged:
 
 def first_model(spec: RunSpec, recipe: Any) -> torch.nn.Module:
     """The recipe's model with the run's first weights: the same in every process."""
-    torch.manual_seed(mix(spec.seed, _INIT, 0))
+    seeded(mix(spec.seed, _INIT, 0), torch.device("cpu"))
     with blamed("recipe: model()"):
         model: torch.nn.Module = recipe.model()
     return model

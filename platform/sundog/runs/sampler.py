@@ -118,30 +118,6 @@ def _scramble(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def micro_batches(batch: int, micro_batch: int | None, most_workers: int) -> int:
-    """Into how many micro-batches a batch is cut. Fixed for a run, whatever its size at the time.
-
-    Eight, or the next number that divides the batch and gives every worker at least one: the curve
-    then does not change with the number of workers, as long as that range stays.
-    """
-    if micro_batch is not None:
-        if batch % micro_batch:
-            raise ValueError(f"micro_batch {micro_batch} does not divide batch {batch}")
-        count = batch // micro_batch
-        if count < most_workers:
-            raise ValueError(
-                f"batch {batch} in micro-batches of {micro_batch} makes {count} of them, "
-                f"too few for {most_workers} workers"
-            )
-        return count
-    for count in range(max(8, most_workers), batch + 1):
-        if batch % count == 0:
-            return count
-    if batch < most_workers:
-        raise ValueError(f"batch {batch} has fewer rows than the run has workers ({most_workers})")
-    return batch
-
-
 def share(count: int, world: int, rank: int) -> tuple[int, int]:
     """The contiguous range of `count` micro-batches that `rank` of `world` computes."""
     if not 0 <= rank < world:

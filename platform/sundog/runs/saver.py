@@ -16,9 +16,11 @@ import torch
 
 from sundog.clock import WALL, Clock
 from sundog.errors import Corrupt, RunError, SundogError, first_line
+from sundog.rayapi.train_slot import LONGEST_SILENCE_S
 from sundog.runs import ledger
 from sundog.runs.checkpoint import Checkpoint, Checkpoints
 from sundog.runs.interval import Cadence
+from sundog.runs.replica import diverged
 
 if TYPE_CHECKING:
     from sundog.runs.loop import Loop
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from sundog.storage.root import Root
 
 STATE = "state.pt"
+_LONGEST_WAIT_S = LONGEST_SILENCE_S / 2
 
 
 class Saver:
@@ -72,7 +75,9 @@ class Saver:
         late = busy and not self._cadence.fixed
         if loop.step == self._saved_step or not (now or (due and not late)):
             return
-        self._wait()
+        if not self._wait(_LONGEST_WAIT_S):
+            self.stall_s += self._clock.monotonic_s() - began
+            return  # the others would call this worker lost: the next step asks again
         # The ledger's next segment is committed with this checkpoint: it names it.
         segment, entries = segment_name(loop.entries), loop.entries
         loop.segments, loop.entries = [*loop.segments, *segment], []
@@ -102,10 +107,14 @@ class Saver:
         """Wait for what is being written; a failure is raised by the next offer."""
         self._wait()
 
-    def _wait(self) -> None:
+    def _wait(self, limit_s: float | None = None) -> bool:
+        """Whether nothing is being written any more."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(limit_s)
+            if self._thread.is_alive():
+                return False
             self._thread = None
+        return True
 
     def _write(
         self,
@@ -117,6 +126,7 @@ class Saver:
         stall_s: float,
     ) -> None:
         try:
+            check_finite(state["step"], state["model"])
             for name in segment:
                 self._root.write(f"{self._folder}/ledger/{name}", ledger.encode(plan, entries))
             state["plan"] = vars(plan)
@@ -134,12 +144,12 @@ class Saver:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def find(self, loop: Loop) -> tuple[int, str] | None:
-        """The step of the newest good checkpoint, and its ledger's last segment; None: none."""
+    def find(self, loop: Loop) -> int | None:
+        """The step of the newest good checkpoint; None: there is none."""
         found = self.checkpoints.latest(
             lambda step, why: self._note("skipped", {"step": step, "why": why})
         )
-        return None if found is None else (found.step, "")
+        return None if found is None else found.step
 
     def load(self, loop: Loop, step: int) -> None:
         """Put the state of checkpoint `step` into the loop."""
@@ -164,6 +174,16 @@ def saver_of(spec: RunSpec) -> type[Saver]:
     from sundog.runs.sharded_saver import ShardedSaver
 
     return ShardedSaver
+
+
+def check_finite(step: int, model: Mapping[str, Any]) -> None:
+    """Diverged where weights are NaN or infinite: nobody wants to go on from them."""
+    for name, value in model.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        own = value.to_local() if hasattr(value, "to_local") else value
+        if not bool(torch.isfinite(own).all()):
+            raise diverged(step, f"{name} is not finite any more")
 
 
 def unwritten(step: int, error: BaseException) -> SundogError:

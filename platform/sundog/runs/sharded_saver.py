@@ -20,7 +20,7 @@ from sundog.errors import RunError, SundogError, first_line
 from sundog.runs import ledger
 from sundog.runs.checkpoint import Checkpoint
 from sundog.runs.replica import other_model
-from sundog.runs.saver import Saver, other_layout, segment_name, unwritten
+from sundog.runs.saver import Saver, check_finite, other_layout, segment_name, unwritten
 
 if TYPE_CHECKING:
     from sundog.runs.loop import Loop
@@ -64,7 +64,9 @@ class ShardedSaver(Saver):
         }  # fmt: skip
         rank = loop.exchange.rank if loop.exchange else 0
         scratch = tempfile.TemporaryDirectory(prefix="sundog-shards-")
-        written = self._stage(loop.replica.shards(), scratch.name)
+        shards = loop.replica.shards()
+        check_finite(loop.step, shards["model"])
+        written = self._stage(shards, scratch.name)
         self._saved_step, self._saved_s = loop.step, began
         parts = (
             scratch, written, loop.step, rank, about, segment, loop.plan, entries, began,

@@ -133,7 +133,7 @@ def saver_of_trial(run: RunSpec, kept: Kept) -> Any:
     class TrialSaver(Saver):
         """Goes on from `source`, with the optimizer's settings of this trial's own values."""
 
-        def find(self, loop: Any) -> tuple[int, str] | None:
+        def find(self, loop: Any) -> int | None:
             if source is None:
                 return None
             where, step = source
@@ -143,7 +143,7 @@ def saver_of_trial(run: RunSpec, kept: Kept) -> Any:
             for candidate in reversed(good):
                 try:
                     where.checkpoints.read(candidate)
-                    return candidate, ""
+                    return candidate
                 except SundogError as error:
                     print(f"{error.message}; going on from the one before", flush=True)
             return None

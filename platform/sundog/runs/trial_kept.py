@@ -107,7 +107,5 @@ class _PinnedCheckpoints(Checkpoints):
 
     pinned: int | None = None
 
-    def retain(self) -> None:
-        old = [s for s in self.steps()[: -self._keep] if s != self.pinned]
-        for step in old:
-            self.drop(step)
+    def surplus(self, newest: int) -> set[int]:
+        return super().surplus(newest) - {self.pinned}

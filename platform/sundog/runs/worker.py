@@ -19,7 +19,7 @@ from sundog import telemetry
 from sundog.clock import WALL
 from sundog.errors import SundogError
 from sundog.rayapi.train_channel import Channel
-from sundog.rayapi.train_slot import SLOT
+from sundog.rayapi.train_slot import LONGEST_SILENCE_S, SLOT
 from sundog.spec.run import RunSpec
 from sundog.storage.root import Root
 from sundog.storage.runs import RunFolder
@@ -100,7 +100,9 @@ def _meet(folder: RunFolder, spec: RunSpec, rank: int, world: int, token: str) -
                 WALL.sleep(0.01)
                 found = channel.read(topic)
             store = dist.TCPStore(found["host"], found["port"], is_master=False)
-        return connect(store, rank, world, backend=backend, exact=spec.exact, timeout_s=60)
+        return connect(
+            store, rank, world, backend=backend, exact=spec.exact, timeout_s=LONGEST_SILENCE_S
+        )
     except RuntimeError as error:
         raise PeerLost(f"the group did not form: {error}") from error
 
@@ -183,11 +185,13 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     from sundog.runs.fit import settle_micro_batch
     from sundog.runs.initial import kept_own, load_weights
     from sundog.runs.interval import Cadence
+    from sundog.runs.kind import settle_kind
     from sundog.runs.loop import Loop
     from sundog.runs.saver import saver_of
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
     device = device_of(spec)
+    settle_kind(folder.root, f"runs/{folder.run_id}", spec, torch.device(device))
     spec = settle_micro_batch(
         folder.root, f"runs/{folder.run_id}", spec, recipe, torch.device(device)
     )
@@ -251,7 +255,9 @@ def prepare(config: dict[str, Any]) -> None:
     """What a standby does before it is needed: imports, data and model are there when it joins."""
     os.environ.update(config["environment"])
     spec = RunSpec.model_validate(config["spec"])
-    SLOT.kept = build_loop(config, spec, config["folder"])
+    loop = build_loop(config, spec, config["folder"])
+    loop.rehearse()
+    SLOT.kept = loop
 
 
 class Teller:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sundog.spec.base import Name, RecipeName, Reference, Spec
+from sundog.spec.cuts import micro_batches
 from sundog.spec.environment import Environment
 from sundog.spec.quantity import DurationS, Interval, MemoryBytes, MicroBatch, Range, Usd, Warmup
 
@@ -40,6 +41,14 @@ class Schedule(Spec):
     def warmup_samples(self, total: int) -> int:
         """Samples of warm-up in a run of `total`."""
         return self.warmup if isinstance(self.warmup, int) else round(self.warmup * total)
+
+    @model_validator(mode="after")
+    def _an_end_to_go_to(self) -> Schedule:
+        if self.shape == "constant" and self.end:
+            raise ValueError(
+                "schedule: end has no effect on a constant rate; write shape: linear or cosine"
+            )
+        return self
 
 
 class CheckpointPolicy(Spec):
@@ -123,7 +132,11 @@ class RunSpec(Environment):
     exact: bool = Field(True, description="same curve, bit for bit, at any number of workers")
     evaluate: Interval = Field("auto", description="how often the validation split is measured")
     checkpoint: CheckpointPolicy = CheckpointPolicy()
-    max_failures: int = Field(3, ge=-1, description="worker failures before the run fails; -1: any")
+    max_failures: int = Field(
+        3,
+        ge=-1,
+        description="worker failures in a row, without a step further, that are borne; -1: any",
+    )
     market: Market = "any"
     max_usd: Usd | None = None
     max_time: DurationS | None = None
@@ -154,6 +167,25 @@ class RunSpec(Environment):
             raise ValueError(f"{value} has no upper end; write {value.low}..{value.low * 4}")
         return value
 
+    @field_validator("evaluate")
+    @classmethod
+    def _by_steps(cls, value: str | int) -> str | int:
+        if value != "auto" and not isinstance(value, int):
+            raise ValueError(
+                f"evaluate: {value}: when it evaluates would depend on how fast the machine is; "
+                "write steps: evaluate: 200 steps"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _shares(self) -> RunSpec:
+        """The batch can be cut for the most workers, into pieces that are worth computing alone."""
+        rows = self.micro_batch if isinstance(self.micro_batch, int) else None
+        if self.micro_batch == "auto":
+            rows = 1
+        micro_batches(self.batch, rows, self.workers.high or 1, self.exact)
+        return self
+
     @model_validator(mode="after")
     def _one_length(self) -> RunSpec:
         if (self.steps is None) == (self.epochs is None):
@@ -168,14 +200,6 @@ class RunSpec(Environment):
                 "layout: fsdp cannot begin from init_from nor keep checkpoint.best yet; "
                 "leave them out, or write layout: ddp"
             )
-        if self.layout == "fsdp" and (self.init_from or self.checkpoint.best):
-            what = "init_from" if self.init_from else "checkpoint.best"
-            raise ValueError(f"layout: fsdp does not have {what} yet; leave it out, or use ddp")
         if self.layout == "fsdp" and self.precision == "fp16":
             raise ValueError("layout: fsdp has no loss scale for fp16; write precision: bf16")
-        if isinstance(self.micro_batch, int) and self.batch % self.micro_batch:
-            raise ValueError(
-                f"micro_batch {self.micro_batch} does not divide batch {self.batch}; "
-                f"try {next(m for m in range(self.micro_batch, 0, -1) if self.batch % m == 0)}"
-            )
         return self

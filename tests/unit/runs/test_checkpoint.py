@@ -68,3 +68,14 @@ def test_saving_a_step_again_replaces_it(checkpoints):
     checkpoints.save(5, {"state": b"abc"}, {})
     checkpoints.save(5, {"state": b"xyz"}, {})
     assert checkpoints.read(5).parts["state"] == b"xyz"
+
+
+def test_a_half_written_one_of_a_later_step_does_not_push_out_the_good_one(tmp_path):
+    checkpoints = Checkpoints(open_root(str(tmp_path)), "runs/r/checkpoints", keep=1)
+    checkpoints.save(100, {"state": b"good"}, {})
+    checkpoints.put(200, {"state": b"killed while it was written"})
+    checkpoints.save(150, {"state": b"the run went back to 100 and on"}, {})
+    found = checkpoints.latest()
+    assert found is not None
+    assert found.step == 150
+    assert checkpoints.steps() == [150]

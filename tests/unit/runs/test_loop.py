@@ -116,6 +116,9 @@ class Seat(Alone):
         self._barrier.wait(30)
         return found
 
+    def hand(self, value, source):
+        return self.gather(value)[source]
+
 
 def test_a_newcomer_evaluates_where_the_survivor_does_and_nowhere_else():
     """A peer was lost right after an evaluation: the newcomer must not wait for one alone."""
@@ -249,3 +252,50 @@ def test_progress_is_told():
     assert [p.step for p in seen] == list(range(1, 13))
     assert seen[-1].world == 1
     assert seen[-1].epoch == pytest.approx(12 * 24 / 100)
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path):
+    class Root(Toy):
+        """A finite loss with a gradient that is none: the root of zero."""
+
+        last = False
+
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            return loss + sum((p * 0).abs().sum().sqrt() for p in model.parameters() if self.last)
+
+    recipe, kept = Root(), saver(tmp_path)
+
+    def tell(progress):
+        recipe.last = progress.step == 6  # a step more, and the loss itself would tell
+
+    _, outcome, _ = trained(toy_spec(steps=7), recipe, kept, tell=tell)
+    assert (outcome.state, outcome.diverged) == ("failed", True)
+    assert "not finite" in outcome.why
+    assert kept.checkpoints.latest().step == 4
+
+
+def test_a_save_that_takes_longer_than_others_wait_is_put_off(tmp_path, monkeypatch):
+    monkeypatch.setattr("sundog.runs.saver._LONGEST_WAIT_S", 0.01)
+    kept, begun, go_on = saver(tmp_path, every=1, keep=20), threading.Event(), threading.Event()
+    real = kept.checkpoints.save
+
+    def slow(step, parts, about):
+        begun.set()
+        assert go_on.wait(60)
+        return real(step, parts, about)
+
+    monkeypatch.setattr(kept.checkpoints, "save", slow)
+    done = []
+
+    def tell(progress):
+        if progress.step == 6:
+            go_on.set()
+        done.append(progress.step)
+
+    _, outcome, _ = trained(saver=kept, tell=tell)
+    assert begun.is_set()
+    assert outcome.state == "finished"
+    assert done[:6] == [1, 2, 3, 4, 5, 6]  # though the first save was not written before
+    assert kept.checkpoints.latest().step == 12
+    assert verify(open_root(str(tmp_path)), "r").good

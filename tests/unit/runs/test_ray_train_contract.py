@@ -78,3 +78,17 @@ def test_workers_say_on_which_node_they_are_and_what_they_returned():
 
     assert "node_id" in ActorMetadata.__dataclass_fields__
     assert {"running", "error", "return_value"} <= set(WorkerStatus.__dataclass_fields__)
+
+
+def test_failures_count_only_while_no_step_is_made_between_them():
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from sundog.rayapi.train_elastic import InARow
+
+    steps = iter([100, 250, 250, 250, 250])
+    policy = InARow(FailureConfig(max_failures=2), lambda: next(steps))
+    made = [policy.make_decision(WorkerGroupError("lost", {0: OSError()})) for _ in range(5)]
+    retry = FailureDecision.RETRY
+    assert made == [retry, retry, retry, FailureDecision.RAISE, FailureDecision.RAISE]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sundog.runs import sampler
-from sundog.runs.sampler import Sampler, fingerprint, micro_batches, permuted, share
+from sundog.runs.sampler import Sampler, fingerprint, permuted, share
 
 
 @given(rows=st.integers(1, 3000), key=st.integers(0, 2**63))
@@ -60,20 +60,6 @@ def test_seeds_and_epochs_differ():
 def test_steps_in_covers_the_epochs():
     assert Sampler(100, 30, 0).steps_in(1) == 4
     assert Sampler(100, 30, 0).steps_in(0.3) == 1
-
-
-@pytest.mark.parametrize(
-    ("batch", "micro", "workers", "count"),
-    [(128, None, 2, 8), (128, 32, 2, 4), (24, None, 3, 8), (6, None, 4, 6), (120, None, 9, 10)],
-)
-def test_micro_batches_do_not_depend_on_the_present_world(batch, micro, workers, count):
-    assert micro_batches(batch, micro, workers) == count
-
-
-@pytest.mark.parametrize(("batch", "micro", "workers"), [(4, None, 5), (8, 4, 3), (9, 2, 1)])
-def test_a_batch_that_no_worker_count_can_share_is_refused(batch, micro, workers):
-    with pytest.raises(ValueError, match="batch"):
-        micro_batches(batch, micro, workers)
 
 
 def test_fingerprints_see_order_and_content():
