@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import PurePosixPath
 
 from sundog.spec.cluster import ClusterSpec
 
 WHEEL_DIR = "~/.sundog/wheel"
 LOCAL_WHEEL_DIR = "./cluster-configs/.wheel"
+VENV = "$HOME/.sundog/venv"
+PYTHON = "3.11"
+UV_DIR = "$HOME/.sundog/uv"
+UV = "0.13.9"
 TOKEN = "~/.ray/auth_token"
 RAY_PORT = 6379
 AGENT_PAUSE_S = 5
@@ -25,9 +30,18 @@ def file_mounts(spec: ClusterSpec) -> dict[str, str]:
     """Ray's token on every node, and the wheel unless a URL or the image brings Sundog."""
     mounts = {TOKEN: TOKEN}
     if spec.install.url is None and spec.install.wheel != "none":
-        local = LOCAL_WHEEL_DIR if spec.install.wheel == "auto" else spec.install.wheel
-        mounts[WHEEL_DIR] = local
+        local = spec.install.wheel
+        if local == "auto":
+            mounts[WHEEL_DIR] = LOCAL_WHEEL_DIR
+        else:
+            mounts[f"{WHEEL_DIR}/{PurePosixPath(local).name}"] = local
     return mounts
+
+
+def own_python(spec: ClusterSpec) -> bool:
+    """Whether the nodes run Sundog in a Python of its own, rather than in the image's."""
+    brought = spec.install.url is not None or spec.install.wheel != "none"
+    return brought and spec.install.python == "venv" and spec.cloud.name != "kuberay"
 
 
 def exports(spec: ClusterSpec) -> str:
@@ -38,17 +52,32 @@ def exports(spec: ClusterSpec) -> str:
     if spec.cloud.aws and spec.cloud.aws.metadata:
         env["SUNDOG_METADATA_URL"] = spec.cloud.aws.metadata
     env.update(spec.env)
+    said = list(env.items())
+    if own_python(spec):
+        # After the spec's own, so that every `python3`, `pip` and `ray` is the one that has Sundog.
+        said.append(("PATH", f"{VENV}/bin:$PATH"))
     # Double quotes, so that a spec may write PATH: /opt/venv/bin:$PATH.
-    return " ".join(f'export {k}="{v}";' for k, v in env.items())
+    return " ".join(f'export {k}="{v}";' for k, v in said)
 
 
 def setup(spec: ClusterSpec) -> list[str]:
+    """Python where it is ours, Sundog, a look whether it can be imported, and the spec's own.
+
+    Each may run again: `ray up` on a cluster that is up repeats them.
+    """
     out = [f"chmod 600 {TOKEN}"]
-    if spec.install.url:
-        out.append(f"{exports(spec)} pip install {shlex.quote(spec.install.url)}")
-    elif spec.install.wheel != "none":
-        alone = "" if spec.install.ray else "--no-deps --no-index "
-        out.append(f"{exports(spec)} pip install {alone}--force-reinstall {WHEEL_DIR}/*.whl")
+    install = spec.install
+    # The newest: rsync leaves the wheel of an earlier version where it was.
+    what = f'"$(ls -t {WHEEL_DIR}/*.whl | head -n 1)"'
+    if install.url:
+        what = shlex.quote(install.url)
+    if own_python(spec):
+        out += [f"{exports(spec)} {command}" for command in (*_make_python(), _into_venv(what))]
+    elif install.url:
+        out.append(f"{exports(spec)} pip install {what}")
+    elif install.wheel != "none":
+        alone = "" if install.ray else "--no-deps --no-index "
+        out.append(f"{exports(spec)} pip install {alone}--force-reinstall {what}")
     # Loud and early: without the package the head could never launch a worker.
     out.append(
         f"{exports(spec)} python3 -c 'import sundog.capacity.provider' || "
@@ -56,6 +85,27 @@ def setup(spec: ClusterSpec) -> list[str]:
         "exit 1; }"
     )
     return out + [f"{exports(spec)} {command}" for command in spec.setup]
+
+
+def _make_python() -> list[str]:
+    """uv, and a Python of ours by it: images bring 3.10 or 3.12, and all nodes must have one Python.
+
+    With pip where the image has it (`--target`, because Debian's pip refuses to touch the system's
+    packages), else with uv's own installer. uv takes Python from the image if it has that version.
+    """
+    uv = f'"{UV_DIR}/bin/uv"'
+    return [
+        f'test -x {uv} || python3 -m pip install -q --upgrade --target "{UV_DIR}" uv=={UV} || '
+        f"curl -LsSf https://astral.sh/uv/{UV}/install.sh | "
+        f'env UV_UNMANAGED_INSTALL="{UV_DIR}/bin" sh',
+        f'test -x "{VENV}/bin/python3" || {uv} venv -q --seed --python {PYTHON} "{VENV}"',
+    ]
+
+
+def _into_venv(what: str) -> str:
+    # torch is the index's normal one, which drives GPUs. Only Sundog is installed anew each time:
+    # its version may be the same while its files are not.
+    return f'"{UV_DIR}/bin/uv" pip install -q --python "{VENV}" --reinstall-package sundog {what}'
 
 
 def _identity(cloud: str) -> str:

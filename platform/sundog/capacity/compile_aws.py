@@ -11,6 +11,12 @@ from sundog.market.shapes import Shape
 from sundog.spec.cluster import AwsCloud, ClusterSpec, Disk, Pool
 from sundog.spec.quantity import GIB
 
+# AWS's own image with NVIDIA's open driver (580 or later, which the CUDA 13 of torch asks for); EC2 looks
+# its id up at each launch. Name an `image` to hold it still.
+AWS_IMAGE = (
+    "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
+    "base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
+)
 MODULE = "sundog.capacity.provider.ElasticProvider"
 
 
@@ -102,8 +108,7 @@ def _node(
             {"ResourceType": "volume", "Tags": pairs},
         ],
     }  # fmt: skip
-    if image:
-        config["ImageId"] = image.id
+    config["ImageId"] = image.id if image else AWS_IMAGE
     if spec.ssh.key_name:
         config["KeyName"] = spec.ssh.key_name
     if spec.network.subnets:

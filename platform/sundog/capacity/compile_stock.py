@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sundog.capacity import commands
 from sundog.capacity.check import Bought
 from sundog.capacity.compile_aws import MODULE
 from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_types
@@ -17,10 +18,9 @@ from sundog.market.shapes import Shape
 from sundog.spec.cluster import AzureCloud, Disk, GcpCloud
 from sundog.spec.quantity import GIB
 
-GCP_IMAGE = (
-    "projects/deeplearning-platform-release/global/images/family/common-cu124-ubuntu-2204-py310"
-)
-AZURE_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
+# The clouds' own images with a driver that the CUDA 13 of torch can use (580 or later).
+GCP_IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2404-nvidia-580"
+AZURE_IMAGE = "microsoft-dsvm:ubuntu-hpc:2404:latest"
 
 
 def _elastic(bought: Bought, provider: dict[str, Any], zones: list[str]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def compile_gcp(bought: Bought, plain: bool) -> dict[str, Any]:
     if not plain:
         provider = _elastic(bought, provider, [cloud.zone, *cloud.more_zones])
     user = spec.image.user if spec.image else "ubuntu"
-    extra = ["pip install 'google-api-python-client>=2'"]
+    extra = [f"{commands.exports(spec)} pip install 'google-api-python-client>=2'"]
     return frame(
         bought, provider, types, ssh_auth(spec, user), cloud="gcp", elastic=not plain,
         head_extra=extra,
@@ -129,8 +129,8 @@ def compile_azure(bought: Bought, plain: bool) -> dict[str, Any]:
         provider = _elastic(bought, provider, [""])
     user = spec.image.user if spec.image else "ubuntu"
     extra = [
-        "pip install azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource "
-        "azure-common msrestazure"
+        f"{commands.exports(spec)} pip install azure-identity azure-mgmt-compute "
+        "azure-mgmt-network azure-mgmt-resource azure-common msrestazure"
     ]
     return frame(
         bought, provider, types, ssh_auth(spec, user), cloud="azure", elastic=not plain,

@@ -242,6 +242,19 @@ class Install(Spec):
     wheel: str = Field("auto", description="auto: the wheel that `compile` builds; or its path")
     url: str | None = Field(None, description="what pip installs instead of a wheel")
     ray: bool = Field(True, description="install Ray and the rest; false: the image has them")
+    python: Literal["venv", "image"] = Field(
+        "venv",
+        description="venv: a Python 3.11 of Sundog's own, whatever the image has; image: the image's "
+        "python3 (3.11 or later) and its pip",
+    )
+
+    @model_validator(mode="after")
+    def _one_python(self) -> Install:
+        if not self.ray and self.python == "venv":
+            raise ValueError(
+                "ray: false: the image's Ray lies in the image's Python; write python: image too"
+            )
+        return self
 
 
 class ClusterSpec(Spec):
