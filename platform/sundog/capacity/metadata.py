@@ -178,8 +178,15 @@ class GcpMetadata:
 
     def about(self) -> dict[str, str]:
         market, zone, region = self.placement()
-        shape = self._get("instance/machine-type").rpartition("/")[2]
-        return {"market": market, "zone": zone, "region": region, "shape": shape}
+        found = {
+            "market": market, "zone": zone, "region": region,
+            "shape": self._get("instance/machine-type").rpartition("/")[2],
+            # Labels cannot be read here; what it was born with is in its attributes as well.
+            "pool": self._get("instance/attributes/sundog-pool"),
+            "usd_hour": self._get("instance/attributes/sundog-usd-hour"),
+            "cluster": self._get("instance/attributes/ray-cluster-name"),
+        }  # fmt: skip
+        return {k: v for k, v in found.items() if v}
 
     def notices(self, now_s: float) -> list[Notice]:
         if self._get("instance/preempted").upper() == "TRUE":
@@ -196,6 +203,7 @@ class AzureMetadata:
     def __init__(self, base: str | None = None) -> None:
         self._http = _Http(base or "http://169.254.169.254")
         self._name = self._shape = ""
+        self._tags: dict[str, str] = {}
 
     def _get(self, path: str) -> dict[str, Any]:
         return _parsed(self._http.call(path, {"Metadata": "true"})) or {}
@@ -207,11 +215,22 @@ class AzureMetadata:
         self._name = str(compute.get("name", ""))
         market = "spot" if str(compute.get("priority", "")).lower() == "spot" else "on-demand"
         self._shape = str(compute.get("vmSize", ""))
+        tags = compute.get("tagsList")
+        self._tags = {
+            str(t.get("name")): str(t.get("value"))
+            for t in (tags if isinstance(tags, list) else ())
+            if isinstance(t, dict)
+        }
         return market, str(compute.get("zone", "")), str(compute.get("location", ""))
 
     def about(self) -> dict[str, str]:
         market, zone, region = self.placement()
-        return {"market": market, "zone": zone, "region": region, "shape": self._shape}
+        found = {
+            "market": market, "zone": zone, "region": region, "shape": self._shape,
+            "pool": self._tags.get("sundog:pool"), "usd_hour": self._tags.get("sundog:usd-hour"),
+            "cluster": self._tags.get("ray-cluster-name"),
+        }  # fmt: skip
+        return {k: v for k, v in found.items() if v}
 
     def notices(self, now_s: float) -> list[Notice]:
         if not self._name:

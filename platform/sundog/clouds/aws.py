@@ -64,6 +64,11 @@ _FIX: dict[type[CapacityError], str] = {
     QuotaRefused: "ask for a higher quota; `sundog cluster plan` says which",
     Rejected: "check image, subnets, key and security group in the cluster file",
 }
+# What one code alone can be cured by. A placement group is missing for every rung alike.
+_CODE_FIX = {
+    "InvalidPlacementGroup.Unknown": "make the group that network.placement_group of the spec names: "
+    "aws ec2 create-placement-group --strategy cluster --group-name NAME",
+}
 
 
 def typed(error: Exception) -> CapacityError:
@@ -73,7 +78,7 @@ def typed(error: Exception) -> CapacityError:
         code, message = str(body.get("Code", "")), str(body.get("Message", error))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         kind = _CODES.get(code) or (Transient if status >= 500 else Rejected)
-        return kind(f"{code}: {message}", _FIX.get(kind, ""))
+        return kind(f"{code}: {message}", _CODE_FIX.get(code) or _FIX.get(kind, ""))
     if isinstance(error, botocore.exceptions.NoCredentialsError):
         return AuthRefused(str(error), "run `aws configure`, or set AWS_PROFILE")
     fix = "check the network, the region and AWS_ENDPOINT_URL"
@@ -210,7 +215,11 @@ def launch_request(order: Order, subnet: str) -> dict[str, Any]:
 
 
 def _tag_specs(order: Order) -> list[dict[str, Any]]:
-    """Our tags over the file's, on the instance and its volumes, and on the spot request."""
+    """Our tags over the file's, on the instance and its volumes.
+
+    Not on the spot request: it lives and ends within the call, and its tag would ask for one more
+    permission in the head's role.
+    """
     merged: dict[str, dict[str, str]] = {"instance": {}, "volume": {}}
     for spec in order.config.get("TagSpecifications") or ():
         merged.setdefault(spec["ResourceType"], {}).update(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sundog.clock import Clock
 from sundog.clouds.base import (
     AuthRefused,
     CapacityRefused,
@@ -16,6 +17,7 @@ from sundog.clouds.base import (
     Transient,
     Unsupported,
 )  # fmt: skip
+from sundog.clouds.ray_provider import Seen
 from sundog.errors import CapacityError
 
 # In this order: the first that is found in what the API said. A stockout's text names quotas nowhere,
@@ -39,6 +41,8 @@ _FIX: dict[type[CapacityError], str] = {
 # Labels hold lower-case letters, digits, - and _ only.
 _DROPPED = ("sundog:why",)
 _NAME, _RAY_NAME = "Name", "ray-node-name"
+ON_NODE = ("sundog:pool", "sundog:usd-hour", "ray-cluster-name")
+_WITH_GPUS = re.compile(r"(a[2-9]x?|g[24])-")
 SPOT = {
     "provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
     "onHostMaintenance": "TERMINATE", "instanceTerminationAction": "DELETE",
@@ -60,9 +64,17 @@ class Gcp:
                 )
         if order.market == "spot":
             out["scheduling"] = [dict(SPOT)]
-        else:
-            # Machines with GPUs cannot migrate; for the others this is how their end looks anyway.
+        elif out.get("guestAccelerators") or _WITH_GPUS.match(order.shape):
+            # Machines with GPUs cannot migrate.
             out["scheduling"] = [{"onHostMaintenance": "TERMINATE", "automaticRestart": False}]
+        else:
+            # The others move on a host's maintenance and start again after its crash, the head too.
+            out.pop("scheduling", None)
+        # Labels cannot be read on the machine itself, and its agent records what it is.
+        items = out.setdefault("metadata", {}).setdefault("items", [])
+        for tag in ON_NODE:
+            if tag in order.tags:
+                items.append({"key": tag.replace(":", "-"), "value": order.tags[tag]})
         return out
 
     def labels(self, tags: Mapping[str, str]) -> dict[str, str]:
@@ -90,6 +102,15 @@ class Gcp:
             if re.search(pattern, text):
                 return kind(text[:500], _FIX.get(kind, ""))
         return Transient(f"{type(error).__name__}: {text[:500]}")
+
+    def seen(self, provider: Any, id_: str) -> Seen:
+        node = provider._get_cached_node(id_)
+        return Seen(
+            node.get_labels(), node.is_running(), node.get_internal_ip(), node.get_external_ip()
+        )
+
+    def after_refusal(self, provider: Any, order: Order, clock: Clock) -> None:
+        """An instance that is refused leaves nothing: its disk and address are parts of it."""
 
 
 def _value(text: str) -> str:

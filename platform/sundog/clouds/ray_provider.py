@@ -6,15 +6,27 @@ found by it before anything is bought again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sundog.clock import WALL, Clock
-from sundog.clouds.base import Machine, Order, Unsupported
+from sundog.clouds.base import Machine, Order, Transient, Unsupported
 from sundog.errors import CapacityError
 
 POOL, MARKET, ZONE = "sundog:pool", "sundog:market", "sundog:zone"
 TOKEN, SHAPE, BORN = "sundog:token", "sundog:shape", "sundog:born"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A node as the last listing saw it."""
+
+    labels: Mapping[str, str]
+    running: bool
+    internal_ip: str | None
+    external_ip: str | None
 
 
 class Dialect(Protocol):
@@ -30,12 +42,29 @@ class Dialect(Protocol):
 
     def typed(self, error: Exception) -> CapacityError: ...
 
+    def seen(self, provider: Any, id_: str) -> Seen:
+        """From what Ray's provider keeps of its last listing: its own questions list all anew."""
+        ...
+
+    def after_refusal(self, provider: Any, order: Order, clock: Clock) -> None:
+        """Remove what a refused order left behind. May take minutes; raises nothing."""
+        ...
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    # No daemon: `ray up` waits for it, and leaves nothing behind that costs.
+    threading.Thread(target=work, name="sundog-clean-up").start()
+
 
 class RayCloud:
     """`providers` is Ray's node provider for each zone; it is told of one zone only."""
 
-    def __init__(self, dialect: Dialect, providers: Mapping[str, Any], clock: Clock = WALL) -> None:
+    def __init__(
+        self, dialect: Dialect, providers: Mapping[str, Any], clock: Clock = WALL,
+        background: Callable[[Callable[[], None]], None] = in_a_thread,
+    ) -> None:  # fmt: skip
         self._dialect, self._providers, self._clock = dialect, dict(providers), clock
+        self._background = background
         self._zone_of: dict[str, str] = {}
 
     def launch(self, order: Order) -> list[Machine]:
@@ -47,11 +76,14 @@ class RayCloud:
         try:
             provider.create_node(self._dialect.config(order), labels, order.count)
         except Exception as error:
+            why = self._dialect.typed(error)
+            if not isinstance(why, Transient):  # after which it may still be at it
+                self._background(lambda: self._dialect.after_refusal(provider, order, self._clock))
             # One of several may have been granted before another was refused.
             made = self._after(order)
             if made:
                 return made
-            raise self._dialect.typed(error) from error
+            raise why from error
         return self._in(order.zone, {TOKEN: order.token})
 
     def _after(self, order: Order) -> list[Machine]:
@@ -78,13 +110,13 @@ class RayCloud:
         return found
 
     def _machine(self, provider: Any, zone: str, id_: str) -> Machine:
-        tags = self._dialect.tags(provider.node_tags(id_) or {})
+        seen = self._dialect.seen(provider, id_)
+        tags = self._dialect.tags(seen.labels)
         born = tags.get(BORN, "")
         return Machine(
-            id_, "running" if provider.is_running(id_) else "pending",
-            tags.get(MARKET, "on-demand"), tags.get(ZONE, zone), tags.get(SHAPE, ""),
-            float(born) if born.isdigit() else 0.0, tags, provider.internal_ip(id_),
-            provider.external_ip(id_),
+            id_, "running" if seen.running else "pending", tags.get(MARKET, "on-demand"),
+            tags.get(ZONE, zone), tags.get(SHAPE, ""), float(born) if born.isdigit() else 0.0,
+            tags, seen.internal_ip, seen.external_ip,
         )  # fmt: skip
 
     def terminate(self, ids: Sequence[str]) -> None:

@@ -287,6 +287,25 @@ def test_azure_hears_only_its_own_events(server: Server) -> None:
     assert service.placement()[0] == "spot"
 
 
+def test_a_node_of_gcp_and_of_azure_knows_its_pool_price_and_cluster(server: Server) -> None:
+    base = "/computeMetadata/v1/instance/"
+    for path, body in {
+        "zone": "projects/1/zones/us-central1-a", "machine-type": "projects/1/machineTypes/g2",
+        "attributes/sundog-pool": "l4", "attributes/sundog-usd-hour": "0.31",
+        "attributes/ray-cluster-name": "g",
+    }.items():  # fmt: skip
+        server.answers[base + path] = (200, body)
+    found = GcpMetadata(server.url).about()
+    assert (found["pool"], found["usd_hour"], found["cluster"]) == ("l4", "0.31", "g")
+    tags = {"sundog:pool": "t4", "sundog:usd-hour": "0.5", "ray-cluster-name": "a"}
+    compute = {"name": "vm-1", "tagsList": [{"name": k, "value": v} for k, v in tags.items()]}
+    server.answers["/metadata/instance?api-version=2021-02-01"] = (
+        200, json.dumps({"compute": compute})
+    )  # fmt: skip
+    found = AzureMetadata(server.url).about()
+    assert (found["pool"], found["usd_hour"], found["cluster"]) == ("t4", "0.5", "a")
+
+
 @pytest.mark.parametrize("kind", ["Reboot", "Redeploy"])
 def test_azure_that_boots_a_machine_anew_ends_what_runs_there(server: Server, kind: str) -> None:
     """Its raylet does not come back with it, so its work needs the time until then."""

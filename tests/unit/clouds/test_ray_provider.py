@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,37 +102,53 @@ def test_azure_refusals_have_their_kinds(error: Exception, kind: type[Exception]
     assert type(Azure().typed(error)) is kind
 
 
+class Cached(dict[str, Any]):
+    """A node of Ray's providers' last listing: a mapping on Azure, with methods on GCP."""
+
+    def get_labels(self) -> dict[str, str]:
+        return dict(self["tags"])
+
+    def is_running(self) -> bool:
+        return bool(self["status"] == "running")
+
+    def get_internal_ip(self) -> str | None:
+        return self.get("internal_ip")
+
+    def get_external_ip(self) -> str | None:
+        return self.get("external_ip")
+
+
 class Played:
-    """What Ray's provider does in one zone: creates one by one, lists by label, names nodes itself."""
+    """What Ray's provider does in one zone: creates one by one, lists by label, names nodes itself.
+
+    Its questions about a single node list all of them anew, and a node without a public address has
+    no key of that name.
+    """
 
     def __init__(self, zone: str = "us-central1-a") -> None:
         self.zone, self.nodes, self.made = zone, {}, []
+        self.listings = 0
+        self.born: list[dict[str, str]] = []
         self.refuse: Any = lambda config, number: None
 
     def create_node(self, config: dict[str, Any], labels: dict[str, str], count: int) -> None:
         for number in range(count):
             self.made.append(config)
+            self.born.append(labels)
             error = self.refuse(config, number)
             if error:
                 raise error
             self.nodes[f"{self.zone}-n{len(self.made)}"] = dict(labels)
 
     def non_terminated_nodes(self, labels: dict[str, str]) -> list[str]:
+        self.listings += 1
         return [i for i, has in self.nodes.items() if labels.items() <= has.items()]
 
-    def node_tags(self, id_: str) -> dict[str, str]:
-        return self.nodes[id_]
+    def _get_cached_node(self, id_: str) -> Cached:
+        return Cached(tags=self.nodes[id_], status="running", internal_ip="10.0.0.2")
 
     def set_node_tags(self, id_: str, labels: dict[str, str]) -> None:
         self.nodes[id_].update(labels)
-
-    def is_running(self, id_: str) -> bool:
-        return True
-
-    def internal_ip(self, id_: str) -> str:
-        return "10.0.0.2"
-
-    external_ip = internal_ip
 
     def terminate_node(self, id_: str) -> None:
         self.nodes.pop(id_, None)
@@ -198,7 +215,8 @@ def test_gcp_goes_down_its_ladder_in_one_call_and_over_its_zones(tmp_path: Path)
     assert all(not p.nodes for p in played.values())
 
 
-def test_azure_goes_down_its_ladder(tmp_path: Path) -> None:
+def test_azure_goes_down_its_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Azure, "after_refusal", lambda *_: None)
     made, played, config, _ = elastic("azure", Azure(), [""], tmp_path)
     sku = Arm("SkuNotAvailable", "not available in location")
     is_spot = lambda c: c["azure_arm_parameters"].get("priority") == "Spot"  # noqa: E731
@@ -211,6 +229,109 @@ def test_azure_goes_down_its_ladder(tmp_path: Path) -> None:
     assert asked == [True] * (len(asked) - 1) + [False]
     sizes = [(is_spot(c), c["azure_arm_parameters"]["vmSize"]) for c in played[""].made]
     assert len(set(sizes)) == len(sizes), "a rung was asked twice"
+
+
+@pytest.mark.parametrize("dialect", [Gcp(), Azure()], ids=["gcp", "azure"])
+def test_a_listing_asks_once_however_many_nodes_there_are(dialect: Any) -> None:
+    played = Played("z")
+    cloud = RayCloud(dialect, {"z": played}, ManualClock(7.0))
+    config = {"machineType": "a", "disks": [], "azure_arm_parameters": {}}
+    cloud.launch(Order("spot", "z", "g2-standard-4", 5, "abc", {"Name": "n"}, config))
+    played.listings = 0
+    found = cloud.machines("c")
+    assert played.listings == 1
+    assert {(m.state, m.internal_ip, m.external_ip) for m in found} == {
+        ("running", "10.0.0.2", None)
+    }  # fmt: skip
+
+
+def test_gcp_lets_what_can_move_on_maintenance_move_the_head_above_all() -> None:
+    def scheduling(shape: str, **config: Any) -> Any:
+        return Gcp().config(Order("on-demand", "z", shape, 1, "t", {}, config)).get("scheduling")
+
+    assert scheduling("e2-standard-4") is None
+    assert scheduling("n2-standard-8", scheduling=[{"preemptible": True}]) is None
+    ends = [{"onHostMaintenance": "TERMINATE", "automaticRestart": False}]
+    for shape in ("g2-standard-4", "a2-highgpu-1g", "a3-megagpu-8g", "a4-highgpu-8g"):
+        assert scheduling(shape) == ends
+    assert scheduling("n1-standard-8", guestAccelerators=[{"acceleratorCount": 1}]) == ends
+
+
+def test_a_gcp_machine_can_read_on_itself_what_its_labels_say() -> None:
+    tags = {"sundog:pool": "l4", "sundog:usd-hour": "0.300000", "ray-cluster-name": "g"}
+    config = {"metadata": {"items": [{"key": "x", "value": "y"}]}}
+    made = Gcp().config(Order("spot", "z", "g2-standard-4", 1, "t", tags, config))
+    assert {i["key"]: i["value"] for i in made["metadata"]["items"]} == {
+        "x": "y", "sundog-pool": "l4", "sundog-usd-hour": "0.300000", "ray-cluster-name": "g"
+    }  # fmt: skip
+    assert config == {"metadata": {"items": [{"key": "x", "value": "y"}]}}
+
+
+class Network:
+    """Interfaces and addresses of a resource group; one is held for a while after a refusal."""
+
+    def __init__(self) -> None:
+        self.interfaces: dict[str, str | None] = {}
+        self.addresses: dict[str, str | None] = {}
+        self.held = 1
+        self.network_interfaces = self._kind(self.interfaces, "virtual_machine")
+        self.public_ip_addresses = self._kind(self.addresses, "ip_configuration")
+
+    def _kind(self, rows: dict[str, str | None], holder: str) -> Any:
+        outer = self
+
+        class Kind:
+            def list(self, group: str) -> list[Any]:
+                assert group == "sundog"
+                return [SimpleNamespace(**{"name": n, holder: h}) for n, h in rows.items()]
+
+            def begin_delete(self, group: str, name: str) -> Any:
+                if outer.held:
+                    outer.held -= 1
+                    raise Arm("NicReservedForAnotherVm", name)
+                rows.pop(name)
+                for address, interface in list(outer.addresses.items()):
+                    if interface == name:
+                        outer.addresses[address] = None
+                return SimpleNamespace(wait=lambda: None)
+
+        return Kind()
+
+
+def test_a_refused_azure_machine_leaves_no_interface_and_no_address() -> None:
+    """As Ray's template makes them, before the machine, under the name of the deployment."""
+    played, network, clock = Played(""), Network(), ManualClock(0.0)
+    played.provider_config = {"resource_group": "sundog"}  # type: ignore[attr-defined]
+    played.network_client = network  # type: ignore[attr-defined]
+
+    def refuse(config: dict[str, Any], number: int) -> Exception | None:
+        name = f"{played.born[-1]['ray-node-name']}-ab12-cd34{number}"
+        machine = f"vm{number}" if number == 0 else None
+        network.interfaces[f"{name}-nic"] = machine
+        network.addresses[f"{name}-ip"] = f"{name}-nic"
+        return None if machine else Arm("AllocationFailed", "no capacity")
+
+    played.refuse = refuse
+    network.interfaces["ray-azure-worker-another-nic"] = None
+    network.addresses["ray-azure-worker-another-ip"] = None
+    cloud = RayCloud(Azure(), {"": played}, clock, background=lambda work: work())
+    tags = {"Name": "ray-azure-worker", "ray-cluster-name": "azure"}
+    made = cloud.launch(Order("spot", "", "x", 2, "feedbeef00", tags, {}))
+    assert len(made) == 1, "the other was refused"
+    assert clock.now_s() == 60.0, "the interface was held for a while"
+    stay = "ray-azure-worker-feedbeef-ab12-cd340"
+    assert set(network.interfaces) == {f"{stay}-nic", "ray-azure-worker-another-nic"}
+    assert set(network.addresses) == {f"{stay}-ip", "ray-azure-worker-another-ip"}
+
+
+def test_an_azure_order_that_may_still_be_at_it_is_left_alone() -> None:
+    played = Played("")
+    played.refuse = lambda config, number: ConnectionError("reset")
+    cleaned: list[Any] = []
+    cloud = RayCloud(Azure(), {"": played}, ManualClock(), background=cleaned.append)
+    with pytest.raises(Transient):
+        cloud.launch(Order("spot", "", "x", 1, "t", {"Name": "n"}, {}))
+    assert cleaned == []
 
 
 def test_one_of_two_granted_is_kept_and_found_by_its_token() -> None:
