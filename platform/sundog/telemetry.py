@@ -33,6 +33,10 @@ RUN_GAUGES: Final = {
     "samples_s": ("sundog_run_samples_per_second", "Samples a second."),
     "workers": ("sundog_run_workers", "Workers in the group; 0 when the run has ended."),
     "goodput": ("sundog_run_goodput", "Useful share of the node-seconds so far."),
+    "mfu": (
+        "sundog_run_mfu",
+        "Share of the devices' peak, where it and the model's FLOPs are known.",
+    ),
     "stall_s": (
         "sundog_run_checkpoint_stall_seconds",
         "Seconds that steps have waited for checkpoints so far.",

@@ -115,6 +115,8 @@ def _speed(record: dict[str, Any]) -> list[str]:
         out.append(f"{record['tokens_s']:,.0f} tokens/s")
     elif record.get("samples_s"):
         out.append(f"{record['samples_s']:,.0f} samples/s")
+    if record.get("mfu"):
+        out.append(f"MFU {100 * record['mfu']:.1f}%")
     if record.get("eta_s"):
         out.append(f"{duration(record['eta_s'])} to go")
     return out

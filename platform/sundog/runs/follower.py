@@ -14,6 +14,7 @@ from sundog.rayapi.train_channel import Channel
 from sundog.runs.bill import Prices
 from sundog.runs.books import Books
 from sundog.runs.driver import say
+from sundog.runs.mfu import mfu
 from sundog.runs.resizing import STANDBYS
 from sundog.runs.stages import Change, change, restart
 from sundog.runs.worker import STOP_ASKED
@@ -73,6 +74,7 @@ class Follower:
                 step=progress["step"], steps=progress["steps"], workers=progress["world"],
                 metrics=progress["metrics"], loss=progress["loss"], samples_s=progress["samples_s"],
                 changes=self._changes, placed=progress.get("placed"), eta_s=eta_s(progress),
+                mfu=mfu(progress),
                 tokens_s=progress["samples_s"] * progress.get("tokens", 0) or None,
                 **self._books.fields,
             )  # fmt: skip
@@ -123,7 +125,7 @@ class Follower:
             "step": progress["step"], "loss": progress["loss"], "metrics": progress["metrics"],
             "samples_s": progress["samples_s"], "workers": progress["world"],
             "goodput": self._books.account.goodput, "stall_s": self._books.stall_s,
-            "usd": self._books.bill.usd,
+            "usd": self._books.bill.usd, "mfu": mfu(progress),
         }  # fmt: skip
         self._folder.event(telemetry.RUN_PROGRESS, **point)
         for observer in self._observers:
@@ -155,7 +157,7 @@ class Follower:
 
 def progress_line(progress: dict[str, Any], usd: float | None = None) -> str:
     """`step 300/600 · epoch 26.7 · loss 0.071 · accuracy 0.974 · 38.0k samples/s · 2 workers ·
-    $0.42 so far · 12 s to go`. Language models count tokens."""
+    MFU 41.0% · $0.42 so far · 12 s to go`. Language models count tokens."""
     metrics = progress["metrics"]
     shown = [f"{n} {v:.3f}" for n, v in metrics.items() if not n.endswith("_loss")][:2]
     tokens = progress.get("tokens") or 0
@@ -167,6 +169,7 @@ def progress_line(progress: dict[str, Any], usd: float | None = None) -> str:
             f"step {progress['step']:,}/{progress['steps']:,}", f"epoch {progress['epoch']:.1f}",
             f"loss {progress['loss']:.3f}", *shown,
             f"{speed} {'tokens' if tokens else 'samples'}/s", count(progress["world"]),
+            *([f"MFU {100 * used:.1f}%"] if (used := mfu(progress)) else []),
             *([f"${usd:.2f} so far"] if usd else []),
             *([f"{_span(left_s)} to go"] if left_s else []),
         ]

@@ -88,6 +88,8 @@ class Loop:
         self.entries: list[Entry] = []
         self.stepped_s: float | None = None  # when its last step was done, in Unix time
         self.joined_s = 0.0
+        # FLOPs of a sample and of the device, where both are known.
+        self.work: Mapping[str, float] | None = None
         self._evaluated = 0
         self._failure: BaseException | None = None
         self._settle()

@@ -18,7 +18,8 @@ from sundog.storage.runs import RunFolder
 
 class Observer(Protocol):
     def point(self, point: Mapping[str, Any]) -> None:
-        """One point: step, loss, metrics, samples_s, workers, goodput, stall_s, usd."""
+        """One point: step, loss, metrics, samples_s, workers, goodput, mfu, stall_s,
+        usd."""
 
     def end(self, state: str) -> None: ...
 

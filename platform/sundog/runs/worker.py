@@ -187,6 +187,7 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     from sundog.runs.interval import Cadence
     from sundog.runs.kind import settle_kind
     from sundog.runs.loop import Loop
+    from sundog.runs.mfu import settle_work
     from sundog.runs.saver import saver_of
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
@@ -195,7 +196,9 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     spec = settle_micro_batch(
         folder.root, f"runs/{folder.run_id}", spec, recipe, torch.device(device)
     )
+    work = settle_work(folder.root, f"runs/{folder.run_id}", spec, recipe, torch.device(device))
     loop = Loop(spec, recipe, device=device, asked=asked(config.get("deadline_s")))
+    loop.work = work
     if config.get("init_from"):
         own = load_weights(folder.root, config["init_from"], loop.model)
         print(f"begins with the weights of {config['init_from']}" + kept_own(own), flush=True)
@@ -283,6 +286,7 @@ class Teller:
         message |= {"group": self._group, "stall_s": self._loop.saver.stall_s}
         message |= {"joined_s": self._loop.joined_s, "left_off": self._left_off}
         message |= {"placed": self.placed, "batch": self._loop.plan.batch}
+        message |= {"work": getattr(self._loop, "work", None)}  # of a sample, and the peak
         message |= {"tokens": getattr(self._loop.train, "context", 0)}  # of a sample
         with suppress(RuntimeError):  # the GCS may be away for a moment; the next one arrives
             self._channel.post("progress", message)

@@ -155,6 +155,9 @@ class RunSpec(Environment):
     profile: int | None = Field(
         None, ge=1, le=100, description="steps to trace with torch's profiler, once"
     )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="of a worker's device at this precision, for MFU; else from a table"
+    )
 
     @field_validator("workers")
     @classmethod
