@@ -6,8 +6,8 @@ Records what workers say they read, and checks it against what the sampler would
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sundog.errors import Corrupt, FormatTooNew
@@ -47,6 +47,13 @@ class Plan:
                 self.rows, self.batch, self.seed, self.count, self.block, self.window
             )
         return Sampler(self.rows, self.batch, self.seed)
+
+    def goes_on(self, other: Plan) -> bool:
+        """Whether `other` has the same samples at every step, though perhaps in another number of
+        micro-batches. In streamed data these say which rows lie together."""
+        return replace(other, count=self.count) == self and (
+            self.count == other.count or not self.block
+        )
 
     def rows_of(self, step: int, world: int, rank: int) -> tuple[int, int]:
         """The rows `[start, stop)` of the batch that `rank` of `world` reads at any step."""
@@ -92,8 +99,11 @@ def decode(data: bytes) -> tuple[Plan, list[Entry]]:
         raise Corrupt(f"a ledger segment cannot be read: {error}") from None
 
 
-def check(plan: Plan, entries: Iterable[Entry], steps: int) -> Verdict:
+def check(
+    plan: Plan, entries: Iterable[Entry], steps: int, plans: Mapping[int, Plan] | None = None
+) -> Verdict:
     """Whether steps `[0, steps)` consumed exactly what the sampler says, each sample once an epoch.
+    `plans`: by step, where some were cut otherwise.
 
     A fingerprint that does not match counts all of its rows as lost: they are not the ones due.
     """
@@ -108,7 +118,8 @@ def check(plan: Plan, entries: Iterable[Entry], steps: int) -> Verdict:
             continue
         seen[entry.step] = entry
         for rank, given in enumerate(entry.prints):
-            start, stop = plan.rows_of(entry.step, entry.world, rank)
+            cut = (plans or {}).get(entry.step, plan)
+            start, stop = cut.rows_of(entry.step, entry.world, rank)
             if fingerprint(sampler.indices(entry.step, start, stop)) != given:
                 lost += stop - start
                 faults.append(f"step {entry.step}, worker {rank}: other samples than were due")

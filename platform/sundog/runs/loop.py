@@ -185,6 +185,11 @@ class Loop:
         if mine is None:
             self.adopt(state)
 
+    def go_on_from(self, step: int, about: Mapping[str, Any]) -> None:
+        """Stand where a checkpoint stands whose tensors the replica has taken."""
+        self.step, self.metrics = step, dict(about["metrics"])
+        self.segments, self.entries = list(about["ledger"]), []
+
     def _agree_on_first_weights(self) -> None:
         """What a recipe draws for its weights is seeded, but it may draw from anywhere."""
         assert self.exchange is not None

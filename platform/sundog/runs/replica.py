@@ -216,6 +216,19 @@ class Replica:
         except (RuntimeError, ValueError, KeyError) as error:
             raise other_model(state.get("step"), error) from None
 
+    def load_named(self, state: Mapping[str, Any], step: int, options: Any = None) -> None:
+        """Go on from a state whose optimizer knows parameters by their names, as distributed checkpoints
+        do. RunError when it is another model's."""
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+
+        try:
+            set_state_dict(
+                self.model, self.optimizer, model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"], options=options,
+            )  # fmt: skip
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise other_model(step, error) from None
+
 
 def _put(grad: torch.Tensor | None, place: torch.Tensor) -> None:
     if grad is None:  # the loss does not depend on this parameter

@@ -154,16 +154,21 @@ class Saver:
     def load(self, loop: Loop, step: int) -> None:
         """Put the state of checkpoint `step` into the loop."""
         checkpoint = self.checkpoints.read(step)
-        if STATE not in checkpoint.parts:
-            raise other_layout(step, checkpoint.about.get("layout"))
         state = unpack(checkpoint)
-        self.check_plan(state["plan"], loop)
+        about = checkpoint.about
+        self.check_plan(about["plan"], loop)
         self._saved_step = step
-        loop.adopt(state)
+        if STATE in checkpoint.parts:
+            loop.adopt(state)
+        else:  # the other layout's
+            loop.replica.load_named(state, step)
+            loop.go_on_from(step, about)
 
     def check_plan(self, plan: Mapping[str, int], loop: Loop) -> None:
-        """RunError when the checkpoint was made under another plan than the loop's."""
-        if ledger.Plan(**plan) != loop.plan:
+        """RunError when the checkpoint was made under another plan than the loop's. Where no exact curve
+        is promised, micro-batches may be others."""
+        before = ledger.Plan(**plan)
+        if before != loop.plan and (loop.spec.exact or not before.goes_on(loop.plan)):
             raise _other_plan(plan, vars(loop.plan), loop.spec.workers.high or 1)
 
 
@@ -231,13 +236,6 @@ def _other_plan(old: Mapping[str, int], new: Mapping[str, int], most_workers: in
     return RunError(
         f"this run cannot go on: since its last checkpoint {', '.join(changes)} changed",
         f"{', '.join(ways)}; or start a new run",
-    )
-
-
-def other_layout(step: int, layout: object) -> RunError:
-    return RunError(
-        f"checkpoint {step} was written with layout: {layout or 'ddp'}, this spec has another",
-        "put the layout back as it was, or start a new run",
     )
 
 

@@ -115,17 +115,21 @@ class Sharded(Replica):
         model, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take over shards that were read for this place. RunError when they are another model's."""
-        from torch.distributed.checkpoint.state_dict import set_state_dict
+    def load_whole(self, state: Mapping[str, Any], step: int) -> None:
+        """Take this place's part of a replica's state. RunError when it is another model's."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
+        whole = first_model(self.spec, self.recipe)
+        optimizer = self.recipe.optimizer(p for p in whole.parameters() if p.requires_grad)
         try:
-            set_state_dict(
-                self.model, self.optimizer,
-                model_state_dict=state["model"], optim_state_dict=state["optimizer"],
-            )  # fmt: skip
+            whole.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise other_model(state.get("step"), error) from None
+            raise other_model(step, error) from None
+        # By the parameters' names: a replica's optimizer knows them by number.
+        model, named = get_state_dict(whole, optimizer)
+        options = StateDictOptions(full_state_dict=True)
+        self.load_named({"model": model, "optimizer": named}, step, options)
 
     def state(self) -> dict[str, Any]:
         raise RunError("a shard is not the state of a run", "save a distributed checkpoint")

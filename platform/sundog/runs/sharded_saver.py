@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -20,10 +20,11 @@ from sundog.errors import RunError, SundogError, first_line
 from sundog.runs import ledger
 from sundog.runs.checkpoint import Checkpoint
 from sundog.runs.replica import other_model
-from sundog.runs.saver import Saver, check_finite, other_layout, segment_name, unwritten
+from sundog.runs.saver import Saver, check_finite, segment_name, unpack, unwritten
 
 if TYPE_CHECKING:
     from sundog.runs.loop import Loop
+    from sundog.runs.sharded import Sharded
 
 INDEX = ".metadata"  # torch's name of what says where each tensor lies
 
@@ -128,10 +129,16 @@ class ShardedSaver(Saver):
     def load(self, loop: Loop, step: int) -> None:
         """Read this place's shards of checkpoint `step`, whatever the number of workers then."""
         checkpoint = self.checkpoints.read(step)
-        if INDEX not in checkpoint.parts:
-            raise other_layout(step, checkpoint.about.get("layout"))
         self.check_plan(checkpoint.about["plan"], loop)
-        state = loop.replica.shards()
+        if INDEX not in checkpoint.parts:  # the other layout's
+            cast("Sharded", loop.replica).load_whole(unpack(checkpoint), step)
+        else:
+            self._load_shards(loop, checkpoint)
+        loop.go_on_from(step, checkpoint.about)
+        self._saved_step = step
+
+    def _load_shards(self, loop: Loop, checkpoint: Checkpoint) -> None:
+        step, state = checkpoint.step, loop.replica.shards()
         with tempfile.TemporaryDirectory(prefix="sundog-shards-") as folder:
             _lay_out(checkpoint, folder)
             try:
@@ -140,11 +147,7 @@ class ShardedSaver(Saver):
                 )
             except (dcp.CheckpointException, ValueError, RuntimeError, KeyError) as error:
                 raise other_model(step, RunError(first_line(error))) from None
-        loop.replica.load({**state, "step": step})
-        loop.step = step
-        loop.metrics = dict(checkpoint.about["metrics"])
-        loop.segments, loop.entries = list(checkpoint.about["ledger"]), []
-        self._saved_step = step
+        loop.replica.load_named(state, step)
 
 
 def whole_model(checkpoint: Checkpoint) -> dict[str, Any]:

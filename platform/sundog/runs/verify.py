@@ -27,16 +27,17 @@ def verify(root: Root, run_id: str) -> Verdict:
 
 def verify_segments(root: Root, run_id: str, segments: Sequence[str], steps: int) -> Verdict:
     entries: list[ledger.Entry] = []
-    plans: set[Plan] = set()
+    plans: dict[int, Plan] = {}
     for segment in segments:
         plan, found = ledger.decode(root.read(f"runs/{run_id}/ledger/{segment}"))
-        plans.add(plan)
+        plans |= {entry.step: plan for entry in found}
         entries += found
-    if len(plans) != 1:
-        raise RunError(
-            f"{run_id} was trained under {len(plans)} different plans", "start a new run"
-        )
-    return ledger.check(plans.pop(), entries, steps)
+    if not plans:
+        raise RunError(f"{run_id} has a ledger without steps", "start a new run")
+    first = plans[min(plans)]
+    if not all(first.goes_on(other) for other in set(plans.values())):
+        raise RunError(f"{run_id} was trained under different plans", "start a new run")
+    return ledger.check(first, entries, steps, plans)
 
 
 def line(verdict: Verdict) -> str:

@@ -165,17 +165,40 @@ def test_one_worker_alone_saves_and_goes_on_as_any_number(tmp_path):
     assert np.abs(saved(open_root(str(tmp_path)), STEPS) - flat).max() < 1e-5
 
 
-def test_the_other_layout_s_checkpoint_is_one_message(tmp_path):
+@pytest.mark.parametrize("first", ["ddp", "fsdp"])
+def test_a_run_goes_on_in_the_other_layout_with_its_optimizer_and_ledger(tmp_path, first):
     root = open_root(str(tmp_path))
-    for layout, saver in (("ddp", Saver), ("fsdp", ShardedSaver)):
-        loop = Loop(toy_spec(steps=8, layout=layout, exact=False), Toy())
-        loop.saver = saver(root, "runs/local", keep=2, cadence=Cadence(4))
-        if layout == "ddp":
-            loop.join(Alone())
-            loop.run()
-        else:
-            with pytest.raises(RunError, match="written with layout: ddp"):
-                loop.join(Alone())
+    for layout, steps in ((first, 8), ({"ddp": "fsdp", "fsdp": "ddp"}[first], STEPS)):
+        # The schedule follows all samples, so the length stays; the first part is asked to hand over.
+        spec = toy_spec(
+            steps=STEPS, checkpoint={"every": 4, "keep": 9}, **{**FSDP, "layout": layout}
+        )
+        with LocalGroup(Job(spec, Toy, str(tmp_path))) as group:
+            group.grow(2)
+            group.form()
+            if steps < STEPS:
+                group.wait_for(steps)
+                group.ask(HANDOVER)
+            states = group.settle()
+    assert {m for m in states if m != "yielded"} == {"finished"}
+    assert np.abs(saved(root, STEPS) - single()[0]).max() < 1e-5
+    verdict = verify(root, "local")
+    assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, STEPS)
+
+
+def test_a_run_that_gives_up_exactness_goes_on_with_fewer_micro_batches(tmp_path):
+    root = open_root(str(tmp_path))
+    for exact, steps in ((True, 6), (False, 12)):
+        loop = Loop(toy_spec(steps=steps, exact=exact, checkpoint={"every": 3}), Toy())
+        loop.saver = Saver(root, "runs/r", keep=2, cadence=Cadence(3))
+        loop.join(Alone())
+        assert loop.run().state == "finished"
+    assert loop.plan.count == 4
+    assert verify(root, "r").good
+    exact = Loop(toy_spec(steps=14, checkpoint={"every": 3}), Toy())
+    exact.saver = Saver(root, "runs/r", keep=2, cadence=Cadence(3))
+    with pytest.raises(RunError, match="micro-batches 4 → 8"):
+        exact.join(Alone())
 
 
 def test_a_checkpoint_of_another_sharded_model_is_refused(tmp_path):
