@@ -1,4 +1,4 @@
-"""What runs on the head for `sundog cluster`: says what is known there, drains a node, probes a pool.
+"""What runs on the head for `sundog cluster` and `sundog cost`: reports, costs, drains, probes.
 
 Prints one marked line of JSON, since it is reached over SSH, where others print too.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args
 
-from sundog.capacity.state_file import read_state
+from sundog.capacity.state_file import ledger_path, read_state
 from sundog.clock import WALL, Clock
 from sundog.errors import ClusterError, SundogError
+from sundog.ledger import By, Line, cost, read_entries
+from sundog.market.prices import cost_between
 from sundog.rayapi.drain import Drains, Gcs, head_address
 
 MARK = "SUNDOG-HEAD "
@@ -49,10 +52,18 @@ def drain(instance: str, ray: Drains, clock: Clock = WALL, limit_s: float = DRAI
     return found[0].node_id
 
 
+def costs(cluster: str, by: By, clock: Clock = WALL) -> list[Line]:
+    """What the cluster's own ledger on this head says. Empty where it writes to a storage root."""
+    return cost(read_entries(ledger_path(cluster)), by, clock.now_s(), cost_between)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sundog-onhead", description=__doc__)
-    parser.add_argument("what", choices=("report", "drain", "probe"))
-    parser.add_argument("name", help="report: the cluster; drain: the instance; probe: the pool")
+    parser.add_argument("what", choices=("report", "cost", "drain", "probe"))
+    parser.add_argument(
+        "name", help="report, cost: the cluster; drain: the instance; probe: the pool"
+    )
+    parser.add_argument("--by", choices=get_args(By), default="day")
     parser.add_argument("--nodes", type=int, help="probe: this many of the pool's nodes")
     parser.add_argument("--limit", type=float, default=DRAIN_S, metavar="SECONDS")
     arguments = parser.parse_args(argv)
@@ -67,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.what == "cost":
+        lines = costs(arguments.name, arguments.by)
+        return {"format": FORMAT, "cost": [asdict(x) for x in lines]}
     address = head_address()
     if arguments.what == "probe":
         from sundog.capacity.probe import probe

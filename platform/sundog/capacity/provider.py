@@ -20,7 +20,7 @@ from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.launching import Buyer, NothingToBuy, Request
 from sundog.capacity.standins import StandIns, ray_of_this_process
 from sundog.capacity.state import PoolPlan, plans_from_dict
-from sundog.capacity.state_file import state_path, write_state
+from sundog.capacity.state_file import ledger_path, write_state
 from sundog.capacity.tags import TYPE_TAG
 from sundog.capacity.upkeep import Background, Upkeep, in_a_thread
 from sundog.clock import WALL, Clock
@@ -243,4 +243,4 @@ def make_ledger(ours: Mapping[str, Any], cluster: str) -> Ledger:
             return RootLedger(open_root(ours["root"]))
         except SundogError as error:
             logger.warning("no ledger in the storage root, writing to a file: %s", error)
-    return FileLedger(state_path(cluster).with_suffix(".ledger.jsonl"))
+    return FileLedger(ledger_path(cluster))

@@ -15,14 +15,23 @@ def state_path(cluster: str) -> Path:
     return Path(folder) / f"{cluster}.json"
 
 
+def ledger_path(cluster: str) -> Path:
+    """On the head: the ledger of a cluster that has no storage root."""
+    return state_path(cluster).with_suffix(".ledger.jsonl")
+
+
 def write_state(cluster: str, state: dict[str, Any]) -> None:
     """Replace the file at once, so that a reader never sees half of it. OSError on a full disk."""
     path = state_path(cluster)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".state-")
-    with os.fdopen(handle, "w") as file:
-        file.write(json.dumps(state, indent=1))
-    Path(name).replace(path)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(state, indent=1))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)  # a full disk would be left fuller by every try
+        raise
 
 
 def read_state(cluster: str) -> dict[str, Any] | None:

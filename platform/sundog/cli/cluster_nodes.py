@@ -46,7 +46,7 @@ def status(
     report, error = None, TAGS_ONLY
     if not tags_only:
         try:
-            report, error = _head(file).ask("report", name), ""
+            report, error = head_of(file).ask("report", name), ""
         except ClusterError as away:
             error = away.message
     found = cluster_status(target, report=report, head_error=error)
@@ -70,7 +70,7 @@ def drain(
     out = Output(as_json)
     compiled_of(file)
     confirm(f"Drain {node}? Its work moves; a node that is still wanted is bought anew.", yes)
-    said = _head(file).ask("drain", node, "--limit", str(minutes * 60))
+    said = head_of(file).ask("drain", node, "--limit", str(minutes * 60))
     if "error" in said:
         raise ClusterError(str(said["error"]), str(said.get("fix", "")))
     out.say(f"{node} takes no new work, and goes when it is idle")
@@ -93,7 +93,7 @@ def logs(
         ray = str(Path(sys.executable).parent / "ray")
         subprocess.run([ray, "exec", str(target), f"tail -n {lines} -F {MONITOR}"], check=False)
         return
-    said = _head(file).text(f"tail -n {lines} {MONITOR}")
+    said = head_of(file).text(f"tail -n {lines} {MONITOR}")
     out.say(said.rstrip("\n"))
     out.data(said.splitlines())
 
@@ -130,7 +130,7 @@ def probe(
     """
     out = Output(as_json)
     words = ["probe", pool, *(["--nodes", str(nodes)] if nodes else [])]
-    said = _head(file).ask(*words, limit_s=PROBE_LIMIT_S)
+    said = head_of(file).ask(*words, limit_s=PROBE_LIMIT_S)
     if "error" in said:
         raise ClusterError(str(said["error"]), str(said.get("fix", "")))
     found = said["probe"]
@@ -147,7 +147,8 @@ def probe(
     out.data(found)
 
 
-def _head(file: str) -> Head:
+def head_of(file: str) -> Head:
+    """The head of the cluster of a spec, to be asked over SSH."""
     from sundog.capacity.check import read_spec
     from sundog.capacity.head import Head
 

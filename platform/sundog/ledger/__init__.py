@@ -1,6 +1,6 @@
 """What was spent: append-only entries and their allocation. The only source of dollars spent."""
 
-from sundog.ledger.cost import Line, cost
+from sundog.ledger.cost import By, Line, cost
 from sundog.ledger.entries import (
     Entry,
     FileLedger,
@@ -11,6 +11,7 @@ from sundog.ledger.entries import (
 )
 
 __all__ = [
+    "By",
     "Entry",
     "FileLedger",
     "Ledger",

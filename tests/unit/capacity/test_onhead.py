@@ -10,9 +10,10 @@ import pytest
 from sundog.capacity import onhead
 from sundog.capacity.check import read_spec
 from sundog.capacity.head import Head
-from sundog.capacity.state_file import write_state
+from sundog.capacity.state_file import ledger_path, write_state
 from sundog.clock import ManualClock
 from sundog.errors import ClusterError
+from sundog.ledger import Entry, FileLedger
 from sundog.rayapi.drain import RayNode
 
 SPEC = Path(__file__).parents[3] / "cluster-configs" / "specs" / "aws-train.yaml"
@@ -64,6 +65,35 @@ def test_a_node_is_drained_by_its_instance_or_ray_id_and_the_head_never() -> Non
 def test_half_a_state_file_is_no_state(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"waiting": ')
     assert onhead.report("train", Ray())["state"] is None
+
+
+def test_a_full_disk_is_left_no_fuller_by_a_state_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state("train", {"waiting": {}})
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_state("train", {"waiting": {"a10g": {}}})
+    assert [p.name for p in tmp_path.iterdir()] == ["train.json"]
+    assert onhead.report("train", Ray())["state"] == {"waiting": {}}
+
+
+def test_the_head_says_what_its_own_ledger_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    about = {"pool": "a10g", "market": "spot", "shape": "g5.xlarge"}
+    ledger = FileLedger(ledger_path("train"))
+    ledger.append(Entry("launch", 0.0, "i-1", "train", 0.5, about))
+    ledger.append(Entry("terminate", 7200.0, "i-1", "train"))
+    assert onhead.main(["cost", "train", "--by", "node-type"]) == 0
+    said = json.loads(capsys.readouterr().out.strip().removeprefix(onhead.MARK))
+    assert said["cost"] == [
+        {"key": "a10g spot g5.xlarge", "node_hours": 2.0, "usd": 1.0, "unpriced_hours": 0.0}
+    ]
+    assert onhead.main(["cost", "another"]) == 0
+    assert '"cost": []' in capsys.readouterr().out
 
 
 def head(code: int, out: str, err: str = "") -> tuple[Head, list[list[str]]]:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sundog.capacity import account, wheel
-from sundog.cli import main
+from sundog.cli import cluster_nodes, main
+from sundog.ledger import Entry, RootLedger
 from sundog.market.prices import Price
+from sundog.storage.root import open_root
 
 SPEC = Path(__file__).parents[3] / "cluster-configs" / "specs" / "aws-train.yaml"
 
@@ -130,3 +133,37 @@ def test_doctor_says_that_a_new_account_may_start_no_gpu(monkeypatch: pytest.Mon
     assert checkup._cloud_account().level == "ok"
     answers(AuthRefused("UnauthorizedOperation"))
     assert "servicequotas:GetServiceQuota" in checkup._cloud_account().fix
+
+
+def test_cost_of_a_cluster_comes_from_its_root_or_else_from_its_head(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = yaml.safe_load(Path(spec).read_text())
+    data.pop("root", None)
+    Path(spec).write_text(yaml.safe_dump(data))
+    asked: list[tuple[str, ...]] = []
+
+    class Head:
+        def ask(self, *words: str) -> dict[str, object]:
+            asked.append(words)
+            row = {"key": "a10g spot g5.xlarge", "node_hours": 2.0, "usd": 1.0, "unpriced_hours": 0}
+            return {"cost": [row]}
+
+    monkeypatch.setattr(cluster_nodes, "head_of", lambda file: Head())
+    assert sundog("cost", "--by", "node-type", "--cluster", spec) == 0
+    assert "a10g spot g5.xlarge" in capsys.readouterr().out
+    assert asked == [("cost", data["cluster"], "--by", "node-type")]
+
+    root = f"file://{tmp_path / 'root'}"
+    Path(spec).write_text(yaml.safe_dump(data | {"root": root}))
+    ledger = RootLedger(open_root(root))
+    about = {"pool": "a10g", "market": "spot", "shape": "g5.xlarge"}
+    for cluster in (data["cluster"], "another"):
+        ledger.append(Entry("launch", 0.0, f"i-{cluster}", cluster, 0.5, about))
+        ledger.append(Entry("terminate", 3600.0, f"i-{cluster}", cluster))
+    assert sundog("cost", "--cluster", spec, "--json") == 0
+    [line] = json.loads(capsys.readouterr().out)
+    assert (line["node_hours"], line["usd"]) == (1.0, 0.5), "of this cluster only"
+    assert sundog("cost", "--root", root, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["node_hours"] == 2.0
+    assert len(asked) == 1
