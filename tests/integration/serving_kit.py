@@ -116,6 +116,31 @@ def register_stream(root_url: str, name: str, folder: Path) -> ModelVersion:
     )
 
 
+AROUND = """
+import numpy as np
+
+class Around:
+    def before(self, inputs):
+        [text] = inputs["text"]
+        return {"x": np.array([[float(w) for w in text.split()]], np.float32)}
+
+    def after(self, outputs):
+        words = " ".join(f"{v:g}" for v in outputs["y"][0])
+        return {"words": np.array([words.encode()], dtype=object)}
+"""
+
+
+def register_around(root_url: str, name: str, folder: Path) -> ModelVersion:
+    """What makes a model of numbers one of words: `1 2 3 4` in, `2 4 6 8` out."""
+    source = folder / f"{name}-src"
+    source.mkdir()
+    (source / "around.py").write_text(AROUND)
+    signature = Signature(
+        (TensorSpec("text", "BYTES", (1,)),), (TensorSpec("words", "BYTES", (1,)),)
+    )
+    return Registry(open_root(root_url)).import_python(name, source, "around:Around", signature)
+
+
 @contextmanager
 def three_kinds(local_ray: LocalRay, prefix: str, folder: Path, max_body: str) -> Iterator[str]:
     """The gateway's address, with services scale (exported), odd (python) and words (in parts)."""

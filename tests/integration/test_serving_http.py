@@ -13,6 +13,7 @@ import httpx
 import pytest
 from serving_kit import (
     WIDTH,
+    register_around,
     register_python,
     register_scale,
     serve_cli,
@@ -56,10 +57,17 @@ def gateway(local_ray, tmp_path_factory):
     register_scale(root, "http-scale", 2.0, tmp)
     register_python(root, "http-odd", tmp)
     register_told(root, tmp)
+    register_around(root, "http-around", tmp)
     file = write_deployment(
         tmp / "d.yaml",
         {"service": "scale", "model": "http-scale@champion", "max_body": "64KiB"},
         {"service": "odd", "model": "http-odd@champion", "allow_code": True},
+        {
+            "service": "words",
+            "model": "http-scale@champion",
+            "process": "http-around@1",
+            "allow_code": True,
+        },
         {"service": "locked", "model": "http-odd@champion"},
         {"service": "ghost", "model": "http-scale@nobody"},
         {
@@ -112,6 +120,18 @@ def test_a_service_finds_its_environment_and_its_secrets(gateway):
     x = {"name": "x", "datatype": "FP64", "shape": [1], "data": [0.0]}
     answer = post(gateway, "/v2/models/told/infer", json={"inputs": [x]}).json()
     assert answer["outputs"][0]["data"] == ["hello", "from-a-file"]
+
+
+def test_what_is_done_around_a_model_is_what_clients_see(gateway, local_ray):
+    wait_for("words ready", lambda: get(gateway, "/v2/models/words/ready").status_code == 200)
+    described = get(gateway, "/v2/models/words").json()
+    assert [t["name"] for t in described["inputs"] + described["outputs"]] == ["text", "words"]
+    answer = post(gateway, "/predict/words", json={"text": "1 2 3 4"})
+    assert answer.json() == {"words": "2 4 6 8"}
+    wrong = post(gateway, "/predict/words", json={"text": "one"})
+    assert (wrong.status_code, "could not convert" in wrong.text) == (400, True)
+    held = Registry(open_root(local_ray.endpoints.root)).holds("http-around", 1)
+    assert any("words" in holder for holder in held)
 
 
 def test_a_model_that_is_served_cannot_be_deleted(gateway, local_ray):

@@ -18,7 +18,7 @@ from sundog.spec import ServiceSpec
 from sundog.spec.load import validate
 
 if TYPE_CHECKING:
-    from sundog.storage.models import ModelVersion
+    from sundog.storage.models import ModelVersion, Registry
 
 
 class Anchor:
@@ -62,11 +62,29 @@ def check(args: dict[str, Any]) -> ServiceSpec:
     default_gateways()
     default_nodes(default_address())
     found = Registry(root).get(spec.model)
-    _check_capture(spec, found)
+    _check_capture(spec, _process(spec, Registry(root)) or found)
     limit_s = spec.slo.whole_s
     if limit_s and (profile := profiles.kept(root, found.name, found.version)) is not None:
         profiles.check_limit(found.name, found.version, profile["service_s"], limit_s)
     return spec
+
+
+def _process(spec: ServiceSpec, registry: Registry) -> ModelVersion | None:
+    """What the service does around its model, if it does something; none of it runs here."""
+    if spec.process is None:
+        return None
+    found = registry.get(spec.process)
+    if found.kind != "python":
+        raise SpecError(
+            f"service {spec.service}: process: {found.ref} is {found.kind}, not a python class",
+            "register one: Registry.import_python(name, folder, 'module:Class', signature)",
+        )
+    if not spec.allow_code:
+        raise SpecError(
+            f"service {spec.service}: process: {found.ref} is code that runs in the replica",
+            "write allow_code: true if you trust who registered it",
+        )
+    return found
 
 
 def _check_capture(spec: ServiceSpec, found: ModelVersion) -> None:

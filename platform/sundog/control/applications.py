@@ -105,7 +105,7 @@ def model_app(spec: ServiceSpec, place: dict[str, Any], replicas: int = 1) -> An
     )  # fmt: skip
     version = (
         f"{__version__}/{place['name']}@{place['version']}/{place['root']}/{spec.allow_code}"
-        f"/{environment_digest(spec)}"
+        f"/{environment_digest(spec)}" + (f"/{spec.process}" if spec.process else "")
     )
     return serve_apps.pinned(deployment, version).bind(place)
 

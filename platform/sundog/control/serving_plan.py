@@ -123,19 +123,22 @@ def digest(spec: ServiceSpec) -> str:
     parts = spec.model_dump(mode="json", include={"resources", "allow_code", "root"})
     parts["model"] = spec.model.partition("@")[0]
     parts["environment"] = environment_digest(spec)
+    if spec.process is not None:
+        parts["process"] = spec.process
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def made_of(spec: ServiceSpec, version: str | int) -> dict[str, Any]:
     """What a version's replicas are made from: the parts of a spec whose change restarts them."""
-    parts = {"resources", "allow_code", "root", "env", "secrets", "requirements"}
+    parts = {"resources", "allow_code", "root", "env", "secrets", "requirements", "process"}
     name = spec.model.partition("@")[0]
     return spec.model_dump(mode="json", include=parts) | {"model": f"{name}@{version}"}
 
 
 def with_parts(spec: ServiceSpec, parts: Mapping[str, Any]) -> ServiceSpec:
     """The spec with replicas made from `parts`, as `made_of` said them."""
-    return ServiceSpec.model_validate({**spec.model_dump(mode="json"), **parts})
+    unsaid = {"process": None}  # by an earlier Sundog
+    return ServiceSpec.model_validate({**spec.model_dump(mode="json"), **unsaid, **parts})
 
 
 def environment_digest(spec: ServiceSpec) -> str:
@@ -199,8 +202,10 @@ def decide(
     deploy = _deploy(spec, target, apps, counts, f"{spec.model} is version {target}")
     entry = entry_of(spec.service, target, resolved)
     arrived = app is not None and app.status == READY and app.digest == want
-    # Another model's version of the same number: callers keep to the old one until it is there.
-    if arrived or entries.get(target, entry).get("model", entry["model"]) == entry["model"]:
+    # Another model's version of the same number, or one that takes something else: callers keep to the
+    # old one until it is there.
+    known = {**entry, **entries.get(target, {})}
+    if arrived or (known["model"], known["signature"]) == (entry["model"], entry["signature"]):
         entries[target] = entry
     active, state, message = before.active, before.state, ""
     if arrived:

@@ -34,8 +34,8 @@ class Versions:
     def __init__(self, root: str | None, clock: Clock) -> None:
         self._root = root
         self._clock = clock
-        self._resolved: dict[tuple[str, str], Resolved] = {}
-        self._looked: dict[str, tuple[tuple[str, str | None], float, Resolved]] = {}
+        self._resolved: dict[tuple[str | None, ...], Resolved] = {}
+        self._looked: dict[str, tuple[tuple[str | None, ...], float, Resolved]] = {}
         self._profiles: dict[tuple[str, str], tuple[float, dict[str, Any] | None]] = {}
 
     def root_of(self, spec: ServiceSpec) -> Root:
@@ -48,22 +48,25 @@ class Versions:
         """What the spec's reference means now."""
         looked = self._looked.get(spec.service)
         now = self._clock.monotonic_s()
-        if looked is not None and looked[0] == (spec.model, spec.root) and now < looked[1]:
+        asked = (spec.model, spec.root, spec.process)
+        if looked is not None and looked[0] == asked and now < looked[1]:
             return looked[2]
         found = self.look_up(spec, spec.model)
         again_s = now + (0 if self.root_of(spec).is_local else REMOTE_LOOK_S)
-        self._looked[spec.service] = ((spec.model, spec.root), again_s, found)
+        self._looked[spec.service] = (asked, again_s, found)
         return found
 
     def look_up(self, spec: ServiceSpec, reference: str) -> Resolved:
         """A version of the service's model, or why there is none."""
         try:
             version = self._registry(spec).get(reference)
+            key = (spec.service, version.ref, spec.process)
+            if key not in self._resolved:
+                seen = self._registry(spec).get(spec.process) if spec.process else version
         except SundogError as error:
             return Resolved(None, str(error))
-        key = (spec.service, version.ref)
         if key not in self._resolved:
-            signature = describe_signature(version.signature)
+            signature = describe_signature(seen.signature)
             self._resolved[key] = Resolved(
                 version.version, "", version.kind, signature, version.name
             )
@@ -76,6 +79,7 @@ class Versions:
             "name": model_name(spec),
             "version": int(version),
             "allow_code": spec.allow_code,
+            "process": spec.process,
         }
 
     def profile(self, spec: ServiceSpec, version: str | None) -> dict[str, Any] | None:
@@ -96,7 +100,11 @@ class Versions:
     # -- holding, releasing, following
 
     def hold(self, spec: ServiceSpec, version: str) -> None:
-        self._registry(spec).hold(model_name(spec), int(version), f"{HOLDER}:{spec.service}")
+        registry = self._registry(spec)
+        registry.hold(model_name(spec), int(version), f"{HOLDER}:{spec.service}")
+        if spec.process is not None:
+            name, number = split_reference(spec.process)
+            registry.hold(name, int(number), f"{HOLDER}:{spec.service}--v{version}")
 
     def release_all(self, spec: ServiceSpec, versions: Iterable[str]) -> None:
         """An undeployed service needs no version any more, wherever its applications went."""
@@ -110,6 +118,9 @@ class Versions:
         try:
             registry = Registry(open_root(place["root"]))
             registry.release(place["name"], place["version"], f"{HOLDER}:{service}")
+            if place.get("process") is not None:
+                name, number = split_reference(place["process"])
+                registry.release(name, int(number), f"{HOLDER}:{service}--v{place['version']}")
         except SundogError as error:
             log.warning("the hold of %s@%s stays: %s", place["name"], place["version"], error)
 

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sundog.errors import ServiceError, SundogError
 from sundog.rayapi import serve_ports, serve_targets, session
@@ -20,9 +20,13 @@ from sundog.security.peers import Identity
 from sundog.security.secrets import secret_environment
 from sundog.serving import frames
 from sundog.serving.inbound import CERTIFICATE_KEY
+from sundog.serving.process import Process
 from sundog.serving.runner import Runner
 from sundog.serving.sockets import Elsewhere, SocketServer
 from sundog.spec.environment import Environment
+
+if TYPE_CHECKING:
+    from sundog.storage.root import Root
 
 log = logging.getLogger("sundog.replica")
 
@@ -31,7 +35,8 @@ class Model:
     """The Serve deployment of one model version.
 
     `place` is {root, name, version, allow_code, environment}: where the registry is and what to load
-    from it; and {gateway_app}: whose gateways ask.
+    from it; {process}: the version of what is done before and after it, or none; and {gateway_app}:
+    whose gateways ask.
     """
 
     def __init__(self, place: dict[str, Any]) -> None:
@@ -52,13 +57,13 @@ class Model:
                 root, version, allow_code=place["allow_code"], device=self._device,
                 scratch=session.folder(),
             )  # fmt: skip
+            process = load_process(root, place)
         except SundogError as error:
             raise ServiceError(
                 f"{place['name']}@{place['version']} does not load: {error}"
             ) from None
         signature = describe_signature(version.signature)
-        self._runner = Runner(model, signature, lambda: torch.set_num_threads(1))
-        self._runner.warm_up()
+        self._runner = Runner(model, signature, lambda: torch.set_num_threads(1), process)
         if os.environ.get("SUNDOG_TRACES"):
             from sundog.serving.tracing import traces_of
 
@@ -73,6 +78,7 @@ class Model:
             Elsewhere(self._identity, node, lambda told: serve_targets.watch(app, "Gateway", told)),
         )
         self._server.start()
+        self._server.warm_up()
         self._token = secrets.token_hex(4)
 
     def record_replica_metadata(self) -> dict[str, Any]:
@@ -112,6 +118,23 @@ class Model:
         server = getattr(self, "_server", None)
         if server is not None:
             await server.drain()
+
+
+def load_process(root: Root, place: dict[str, Any]) -> Process | None:
+    """What the service does before and after its model, if it does something."""
+    from sundog.storage.models import Registry
+    from sundog.storage.programs import load_own
+
+    if place.get("process") is None:
+        return None
+    version = Registry(root).get(place["process"])
+    own = load_own(root, version, allow_code=place["allow_code"], scratch=session.folder())
+    steps = {step: getattr(own, step, None) for step in ("before", "after")}
+    if not any(map(callable, steps.values())):
+        raise ServiceError(
+            f"{version.entry} of {version.ref} has neither before nor after", "give it one of them"
+        )
+    return Process(describe_signature(version.signature), **steps)
 
 
 def choose_device(gpus: list[str], cuda: bool) -> str:

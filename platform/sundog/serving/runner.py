@@ -8,32 +8,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sundog.clock import WALL
 from sundog.serving import frames
+from sundog.serving.process import Process, WrongInput
 from sundog.serving.tensors import BadTensor, from_numpy, to_numpy
 
 if TYPE_CHECKING:
     from sundog.serving.tracing import Traces
 
 Buffers = list[bytes | memoryview]
+WARM_UP_S = 60.0
+"""How long a model's first part may take before it is not waited for."""
+LOG_EVERY_S = 10.0
+"""How often a failing model's traceback is logged: all of them would fill the disk."""
 _NO_MORE = object()
+_INPUT_FAULTS = (frames.BadFrame, BadTensor, ValueError, KeyError, OverflowError)
+
+log = logging.getLogger("sundog.replica")
 
 
 class Runner:
-    """`prepare` runs once in the thread that takes the steps of models that answer in parts."""
+    """`signature`: the model's. `prepare` runs once in the thread that takes the steps of models that
+    answer in parts."""
 
     def __init__(
-        self, model: Any, signature: dict[str, Any], prepare: Callable[[], None] = lambda: None
+        self,
+        model: Any,
+        signature: dict[str, Any],
+        prepare: Callable[[], None] = lambda: None,
+        process: Process | None = None,
     ) -> None:
         self._model = model
-        self._inputs = signature["inputs"]
-        self._outputs = signature["outputs"]
+        self._model_inputs = signature["inputs"]
+        seen = signature if process is None else process.signature
+        self._inputs = seen["inputs"]
+        self._outputs = seen["outputs"]
+        self._predict = model.predict if process is None else process.around(model)
+        self._faults, self._log_again_s = 0, 0.0
         self._lock = threading.Lock()
         # One thread: steps of several streams take turns, since a model runs one call at a time.
         self._steps = ThreadPoolExecutor(1, "sundog-steps", initializer=prepare)
@@ -45,10 +64,11 @@ class Runner:
         """Whether the model is known to answer in parts."""
         return bool(getattr(self._model, "streams", False))
 
-    def warm_up(self) -> None:
-        """One call with zeros, so that the first request does not pay for lazy start-up."""
+    async def warm_up(self) -> None:
+        """One call of the model with zeros, up to its first part, so that the first request does not pay
+        for lazy start-up. In the loop that requests come to: what a model keeps of it is right."""
         inputs = {}
-        for tensor in self._inputs:
+        for tensor in self._model_inputs:
             shape = [1 if d < 0 else d for d in tensor["shape"]]
             if tensor["datatype"] == "BYTES":
                 inputs[tensor["name"]] = np.full(shape, b"", dtype=object)
@@ -56,9 +76,17 @@ class Runner:
                 size = int(np.prod(shape, dtype=np.int64))
                 zeros = from_numpy(np.zeros(size), tensor["datatype"])
                 inputs[tensor["name"]] = to_numpy(zeros, tensor["datatype"], shape)
-        # A model of someone's own may dislike zeros; real requests will tell.
-        with contextlib.suppress(Exception):
-            self._model.predict(inputs)
+        predict = self._model.predict
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                answer = await self._step(predict, inputs) if self.streams else predict(inputs)
+                async with contextlib.aclosing(self._parted(answer)) as parts:
+                    await anext(parts, None)
+        except Exception as error:
+            log.warning(
+                "the model's first call, with zeros, failed; it may dislike them, requests will tell",
+                exc_info=error,
+            )
 
     # -- whole answers
 
@@ -67,14 +95,16 @@ class Runner:
         try:
             meta, traces = frames.without_traces(meta)
             inputs = self._read(meta, body)
-        except (frames.BadFrame, BadTensor, ValueError, KeyError) as error:
+        except _INPUT_FAULTS as error:
             return fault(number, "input", str(error))
         try:
             with self._span(traces), self._lock:
-                answer = self._model.predict(inputs)
+                answer = self._predict(inputs)
             return self._pack(frames.ANSWER, number, answer)
+        except WrongInput as error:
+            return fault(number, "input", str(error))
         except Exception as error:  # noqa: BLE001 - the model is the user's code
-            return _model_fault(number, error)
+            return self._fault(number, error)
 
     def _span(self, traces: list[str]) -> contextlib.AbstractContextManager[Any]:
         if self.traces is None or not traces:
@@ -120,7 +150,7 @@ class Runner:
         try:
             meta, traces = frames.without_traces(meta)
             inputs = self._read(meta, body)
-        except (frames.BadFrame, BadTensor, ValueError, KeyError) as error:
+        except _INPUT_FAULTS as error:
             yield fault(number, "input", str(error))
             return
         steps = self._answers(inputs)
@@ -128,13 +158,21 @@ class Runner:
             with self._span(traces):
                 async for answer in steps:
                     yield self._pack(frames.PART, number, answer)
+        except WrongInput as error:
+            yield fault(number, "input", str(error))
         except Exception as error:  # noqa: BLE001 - the model is the user's code
-            yield _model_fault(number, error)
+            yield self._fault(number, error)
         finally:
-            await steps.aclose()  # type: ignore[attr-defined]
+            await steps.aclose()
 
-    async def _answers(self, inputs: dict[str, Any]) -> AsyncIterator[Any]:
-        answer = await self._step(self._model.predict, inputs)
+    async def _answers(self, inputs: dict[str, Any]) -> AsyncGenerator[Any]:
+        async with contextlib.aclosing(
+            self._parted(await self._step(self._predict, inputs))
+        ) as parts:
+            async for part in parts:
+                yield part
+
+    async def _parted(self, answer: Any) -> AsyncGenerator[Any]:
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, AsyncIterator):
@@ -162,13 +200,18 @@ class Runner:
 
         return await asyncio.get_running_loop().run_in_executor(self._steps, locked)
 
+    def _fault(self, number: int, error: Exception) -> Buffers:
+        """What the client is told; where it was is for the log."""
+        self._faults += 1
+        now_s = WALL.monotonic_s()
+        if now_s >= self._log_again_s:
+            log.error("the model failed, for the %d. time here", self._faults, exc_info=error)
+            self._log_again_s = now_s + LOG_EVERY_S
+        return fault(number, "model", f"the model failed: {type(error).__name__}: {error}")
+
 
 def fault(number: int, kind: str, message: str) -> Buffers:
     return frames.pack(frames.FAULT, number, {"kind": kind, "message": message[:2000]})
-
-
-def _model_fault(number: int, error: Exception) -> Buffers:
-    return fault(number, "model", f"the model failed: {type(error).__name__}: {error}")
 
 
 def _discard(answer: Any) -> None:

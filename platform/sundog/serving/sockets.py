@@ -149,6 +149,11 @@ class SocketServer:
         if not self._ready.wait(_START_TIMEOUT_S) or self._failure is not None:
             raise ServiceError(f"the replica's socket does not open: {self._failure}")
 
+    def warm_up(self) -> None:
+        """Where requests will be answered, and before anybody knows of this replica."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.runner.warm_up(), self._loop).result()
+
     def _run(self) -> None:
         import uvloop
 

@@ -131,6 +131,12 @@ class ServiceSpec(Environment):
 
     service: Name = Field(description="the name in the URL: /v2/models/<service>/infer")
     model: Reference = Field(description="name@version or name@alias", examples=["digits@champion"])
+    process: Reference | None = Field(
+        None,
+        description="name@version of a registered class with `before(inputs)`, `after(outputs)` or both, "
+        "run in the replica around the model; its signature is what clients send and get",
+        examples=["digits-pictures@1"],
+    )
     replicas: Range = Range(1, 1)
     keep_warm: DurationS = Field(
         600.0, description="replicas 0..n: how much idle time of a replica a cold start is worth"
@@ -173,6 +179,16 @@ class ServiceSpec(Environment):
         if value.high is None or value.high < 1:
             raise ValueError(
                 f"replicas {value} needs an upper end of at least 1; write {value.low}..4"
+            )
+        return value
+
+    @field_validator("process")
+    @classmethod
+    def _numbered(cls, value: str | None) -> str | None:
+        if value is not None and not value.partition("@")[2].isdigit():
+            raise ValueError(
+                f"{value!r} has to name its version by number, such as {value.partition('@')[0]}@1: "
+                "replicas are replaced when it changes"
             )
         return value
 

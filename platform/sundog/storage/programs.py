@@ -36,6 +36,8 @@ PROGRAM = "model.pt2"
 """The path of an exported program inside a version."""
 
 _TRACED_BATCH = 4  # 0 and 1 would be baked into the program; so would a 2 in some models
+_MODEL, _OWN = "sundog-model-", "sundog-own-"
+"""What folders of files that are loaded are called."""
 _environment = threading.Lock()
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -143,11 +145,8 @@ def load_model(
     leaves it, so `scratch` should be a place that is cleared.
     """
     if version.kind == "python" and not allow_code:
-        raise Unsafe(
-            f"{version.ref} is a python model: loading it runs its code",
-            fix="say `allow_code: true` in the service if you trust who registered it",
-        )
-    folder = Path(tempfile.mkdtemp(prefix="sundog-model-", dir=scratch))
+        raise _runs_code(version)
+    folder = Path(tempfile.mkdtemp(prefix=_MODEL, dir=scratch))
     try:
         _fetch(root, version, folder)
         if version.kind == "python":
@@ -160,6 +159,34 @@ def load_model(
         raise
     shutil.rmtree(folder, ignore_errors=True)
     return model
+
+
+def load_own(
+    root: Root, version: ModelVersion, *, allow_code: bool, scratch: str | None = None
+) -> Any:
+    """A python version's own object, whatever its methods are; beside a model that is loaded already.
+    Corrupt, Unsafe, NotFound, SundogError."""
+    if version.kind != "python":
+        raise SundogError(f"{version.ref} is {version.kind}, not python", "register its source")
+    if not allow_code:
+        raise _runs_code(version)
+    folder = Path(tempfile.mkdtemp(prefix=_OWN, dir=scratch))
+    try:
+        _fetch(root, version, folder)
+        _forget_others(_OWN)
+        made = _made(_class_of(version, folder), folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+    return made
+
+
+def _runs_code(version: ModelVersion) -> Unsafe:
+    return Unsafe(
+        f"{version.ref} is a python model: loading it runs its code",
+        fix="say `allow_code: true` in the service if you trust who registered it",
+    )
 
 
 def state_of(root: Root, version: ModelVersion) -> dict[str, torch.Tensor]:
@@ -215,9 +242,8 @@ class _PythonModel:
     def __init__(self, version: ModelVersion, folder: Path) -> None:
         self.signature = version.signature
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        cls = _own_class(version, folder)
-        takes_folder = bool(inspect.signature(cls).parameters)
-        self._own = cls(folder) if takes_folder else cls()
+        _forget_others(_MODEL)
+        self._own = _made(_class_of(version, folder), folder)
         predict = getattr(self._own, "predict", None)
         self.streams = inspect.isgeneratorfunction(predict) or inspect.isasyncgenfunction(predict)
         if not callable(predict):
@@ -232,19 +258,30 @@ class _PythonModel:
         return dict(given)
 
 
-def _own_class(version: ModelVersion, folder: Path) -> Any:
-    module, _, name = (version.entry or "").partition(":")
-    known = version.ref
-    # Two versions bring modules of the same names; each load starts without the other's.
+def _made(cls: Any, folder: Path) -> Any:
+    return cls(folder) if inspect.signature(cls).parameters else cls()
+
+
+def _forget_others(prefix: str) -> None:
+    """Two versions bring modules of the same names; each load starts without the other's, which lie in
+    a folder that is called so."""
     for loaded, other in list(sys.modules.items()):
         place = getattr(other, "__file__", None) or ""
-        if Path(place).parts[:-1] and any(p.startswith("sundog-model-") for p in Path(place).parts):
+        if Path(place).parts[:-1] and any(p.startswith(prefix) for p in Path(place).parts):
             del sys.modules[loaded]
-    sys.path[:] = [p for p in sys.path if not Path(p).name.startswith("sundog-model-")]
+    sys.path[:] = [p for p in sys.path if not Path(p).name.startswith(prefix)]
+
+
+def _class_of(version: ModelVersion, folder: Path) -> Any:
+    module, _, name = (version.entry or "").partition(":")
+    known = version.ref
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        return getattr(importlib.import_module(module), name)
+        loaded = importlib.import_module(module)
+        if not Path(loaded.__file__ or "").is_relative_to(folder):
+            raise ImportError(f"another module is called {module} here: {loaded.__file__}")
+        return getattr(loaded, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise NotFound(
             f"{known} does not load its {version.entry}: {error}",

@@ -73,3 +73,25 @@ def test_what_is_left_out_of_captures_is_a_tensor_of_the_model(monkeypatch, same
     with pytest.raises(SpecError, match="no input or output 'X'") as refused:
         check({**same, "capture": {"share": "1%", "leave_out": ["x", "X"]}})
     assert "it has x" in refused.value.fix
+
+
+def test_what_is_done_around_a_model_is_checked_too(monkeypatch, same, tmp_path):
+    monkeypatch.setattr(ray, "nodes", lambda: nodes("10.0.0.1"))
+    folder = tmp_path / "around"
+    folder.mkdir()
+    (folder / "io.py").write_text(
+        "class Io:\n    def before(self, inputs):\n        return inputs\n"
+    )
+    text = Signature((TensorSpec("text", "BYTES", (1,)),), (TensorSpec("y", "FP32", (-1, 2)),))
+    Registry(open_root(same["root"])).import_python("io", folder, "io:Io", text)
+    found = check({**same, "process": "io@1", "capture": {"leave_out": ["text"]}})
+    assert found.process == "io@1"
+    with pytest.raises(NotFound, match="io"):
+        check({**same, "process": "io@2"})
+    with pytest.raises(SpecError, match="its version by number"):
+        check({**same, "process": "io@latest"})
+    with pytest.raises(SpecError, match="io@1 is code") as refused:
+        check({**same, "process": "io@1", "allow_code": False})
+    assert "allow_code: true" in refused.value.fix
+    with pytest.raises(SpecError, match="no input or output 'x'"):
+        check({**same, "process": "io@1", "capture": {"leave_out": ["x"]}})

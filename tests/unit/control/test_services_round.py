@@ -279,3 +279,14 @@ def test_what_a_later_sundog_stored_of_a_service_stops_nobody(world, serve):
     world.round(2)
     assert (world.row("s")["state"], world.row("s")["version"]) == ("ready", "1")
     assert "s--v1" in serve.apps
+
+
+def test_what_is_done_around_a_model_is_held_as_long_as_its_replicas(world, serve):
+    world.register("io")
+    serve.anchor("s", process="io@1", allow_code=True)
+    world.round(3)
+    assert world.registry.holds("io", 1) == ["service:s--v1"]
+    del serve.apps["s"]
+    world.round(30)
+    assert "s--v1" not in serve.apps
+    assert world.registry.holds("io", 1) == []

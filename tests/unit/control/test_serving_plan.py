@@ -260,3 +260,18 @@ def test_a_hold_is_of_a_models_version_and_not_of_its_number():
     old = Progress("2", {"2": {"model": "m"}}, "ready", held={**held, "model": ""})
     assert unheld(Resolved(3, "", "k", SIGNATURE, "other"), old).held is None
     assert unheld(Resolved(3, "", "k", SIGNATURE, "m"), old) == old, "an earlier Sundog's"
+
+
+def test_what_is_done_around_a_model_makes_other_replicas_and_another_signature():
+    around = ServiceSpec.model_validate({**SPEC.model_dump(mode="json"), "process": "io@1"})
+    assert digest(around) != DIGEST
+    made = made_of(around, "1")
+    assert with_parts(SPEC, {**made, "model": "digits@1"}).process == "io@1"
+    assert with_parts(around, {"model": "digits@1"}).process is None, "as an earlier Sundog's was"
+    other = Resolved(1, "", "torch-export", {"inputs": [{"name": "text"}], "outputs": []})
+    ready = after((at(1), {}), (at(1), {"1": app()})).progress
+    replaced = decide(around, other, {"1": app()}, ready)
+    assert replaced.deploy.version == "1"
+    assert replaced.progress.entries["1"]["signature"] == SIGNATURE, "until they are replaced"
+    there = decide(around, other, {"1": app(digest=digest(around))}, replaced.progress)
+    assert there.progress.entries["1"]["signature"] == other.signature

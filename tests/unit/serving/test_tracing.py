@@ -147,7 +147,7 @@ def test_log_lines_name_the_trace_with_and_without_spans():
 def test_what_generates_is_traced_to_the_model(monkeypatch):
     asked = []
 
-    async def parts(lane, parsed):
+    async def parts(lane, parsed, later):
         asked.append(parsed.trace)
         raise NotServed(503, "no replica")
         yield
