@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 from ray.serve._private.common import DeploymentTargetInfo, RunningReplicaInfo
 from ray.serve._private.constants import RECORD_REPLICA_METADATA_METHOD
 from ray.serve._private.controller import ServeController
@@ -62,3 +63,24 @@ def test_the_port_between_deployments_is_opened_by_what_we_replace(monkeypatch):
     serve_ports.bind_to_node()
     replica.add_port_to_grpc_server(None, "[::]:0")
     assert opened == ["127.0.0.1:0"]
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "warned"),
+    [("10.0.0.7", "disabled", True), ("fd00::7", None, True), ("10.0.0.7", "token", False),
+     ("127.0.0.1", None, False), ("::1", None, False)],
+)  # fmt: skip
+def test_a_port_that_asks_for_no_token_is_said(monkeypatch, caplog, address, mode, warned):
+    import ray
+    from ray.serve._private import replica
+
+    from sundog.rayapi import serve_ports
+
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda server, where: 1)
+    if mode is None:
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    else:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    serve_ports.bind_to_node()
+    assert ("RAY_AUTH_MODE=token" in caplog.text) == warned

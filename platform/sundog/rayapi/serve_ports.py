@@ -6,12 +6,18 @@ interface. It checks Ray's token, but on a loopback cluster it has no business o
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 import ray
 from ray.serve._private import replica as _replica
 
+from sundog.security.exposure import beyond_this_machine
+
 _EVERYWHERE = "[::]:0"
+
+log = logging.getLogger("sundog.replica")
 
 
 def bind_to_node() -> None:
@@ -20,6 +26,14 @@ def bind_to_node() -> None:
     original = _replica.add_port_to_grpc_server
     if getattr(original, "sundog_bound", False):
         return
+    if os.environ.get("RAY_AUTH_MODE") != "token" and beyond_this_machine(
+        f"[{address}]:0" if ":" in address else f"{address}:0"
+    ):
+        log.warning(
+            "ANYBODY WHO REACHES %s MAY CALL THIS REPLICA: Serve opens a port in each, and Ray asks for "
+            "no token. Start Ray with RAY_AUTH_MODE=token on every node, or close the network",
+            address,
+        )
 
     def bound(server: Any, where: str) -> int:
         host = f"[{address}]" if ":" in address else address

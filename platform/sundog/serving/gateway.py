@@ -19,7 +19,7 @@ from typing import Any
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
-from sundog.rayapi import serve_ports, serve_targets, session
+from sundog.rayapi import serve_counts, serve_ports, serve_targets, session
 from sundog.security.authoriser import Authoriser
 from sundog.security.exposure import beyond_this_machine, warning
 from sundog.security.keys import KeyRing
@@ -40,7 +40,7 @@ from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
 from sundog.serving.passthrough import Passthrough, upstreams_of
 from sundog.serving.places import HEAD, here, parse_address
-from sundog.serving.reach import Reach
+from sundog.serving.reach import Reach, data_path
 from sundog.serving.routes import Routes
 from sundog.serving.siblings import Siblings
 from sundog.serving.sockets import private_folder
@@ -152,8 +152,10 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         inbound, node = self._inbound, self._node
 
+        watch = serve_counts.watch if data_path() == "handle" else serve_targets.watch
+
         def reach(lane: Lane, app: str, deployment: str) -> Reach:
-            return Reach(lane, app, deployment, serve_targets.watch, _Handle, node, inbound)
+            return Reach(lane, app, deployment, watch, _Handle, node, inbound)
 
         routes = Routes(reach)
         keys, metrics = KeyRing(gateways=self._in_all), Metrics()

@@ -1,7 +1,7 @@
 """Which ways lead from a lane to its replicas, kept in step with what Serve says of them.
 
 On this node their sockets; from other nodes they call; whom neither reaches is asked over Serve's
-handle. Goes on with the last known replicas while Serve is away.
+handle, where that may be (`data_path`). Goes on with the last known replicas while Serve is away.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from sundog.errors import ServiceError
 from sundog.security.peers import fingerprint
 from sundog.serving.inbound import CERTIFICATE_KEY
 from sundog.serving.lane import Lane
@@ -52,7 +53,8 @@ class Reach:
     ) -> None:
         self.lane = lane
         self._address = (app, deployment)
-        self._handle = handle
+        self._path = data_path()
+        self._handle = handle if self._path != "direct" else None
         self._node = node
         self._door = door
         self._links: dict[str, SocketLink] = {}
@@ -89,7 +91,7 @@ class Reach:
         for replica in replicas:
             path = str(replica.metadata.get("sundog_socket", ""))
             certificate = str(replica.metadata.get(CERTIFICATE_KEY, ""))
-            if not path or _data_path() != "socket":
+            if not path or self._path == "handle":
                 others += 1
             elif replica.node_id == self._node:
                 sockets.add(path)
@@ -170,6 +172,13 @@ class Reach:
         if unreached == self._unreached:
             return
         self._unreached = unreached
+        self.lane.waiting_message = "no replica is ready"
+        if unreached and self._path == "direct":
+            self.lane.waiting_message = (
+                f"{unreached} replica(s) are ready that do not call this gateway (yet), and "
+                "SUNDOG_DATA_PATH=direct allows no other way: is the network between nodes open?"
+            )
+            log.warning("%s: %s", self._address[0], self.lane.waiting_message)
         if self._fallback in self.lane.connections:
             self.lane.connections.remove(self._fallback)
         self._fallback = None
@@ -195,5 +204,12 @@ class Reach:
         self._set_fallback()
 
 
-def _data_path() -> str:
-    return os.environ.get("SUNDOG_DATA_PATH", "socket")
+def data_path() -> str:
+    """`SUNDOG_DATA_PATH`. `socket`: as above; `direct`: never Serve's handle, so that nothing leaves a
+    node unencrypted; `handle`: nothing but Serve's handle, replicas counted by Serve's public status."""
+    value = os.environ.get("SUNDOG_DATA_PATH") or "socket"
+    if value not in ("socket", "direct", "handle"):
+        raise ServiceError(
+            f"SUNDOG_DATA_PATH={value} is no way to replicas", "write socket, direct or handle"
+        )
+    return value

@@ -6,15 +6,22 @@ import asyncio
 import socket
 import ssl
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
 import pytest
 from gateway_kit import Ready, Served, reaching, route_of, tensors
+from ray.serve.exceptions import RayServeException
 
+from sundog.errors import ServiceError
+from sundog.rayapi import serve_counts
 from sundog.security.peers import Identity, fingerprint
 from sundog.serving import sockets as sockets_module
 from sundog.serving.inbound import CERTIFICATE_KEY, Inbound
+from sundog.serving.lane import NotServed
+from sundog.serving.links import IN_FLIGHT
+from sundog.serving.reach import data_path
 from sundog.serving.routes import Routes
 from sundog.serving.runner import Runner
 from sundog.serving.sockets import Elsewhere, SocketServer
@@ -117,6 +124,79 @@ async def joined(world):
 
 def kinds(lane):
     return [type(c).__name__ for c in lane.connections]
+
+
+def test_where_only_direct_ways_are_allowed_nothing_goes_over_the_handle(monkeypatch, caplog):
+    monkeypatch.setenv("SUNDOG_DATA_PATH", "direct")
+
+    async def scenario(world):
+        world.tell_gateway(world.me.certificate)
+        assert kinds(world.lane) == []
+        assert world.handles == []
+        assert "1 replica(s) are ready that do not call this gateway" in world.lane.waiting_message
+        assert "direct allows no other way" in caplog.text
+        world.lane.limits.hold_s = 0.0
+        sweeping = asyncio.create_task(world.routes.sweep_forever())
+        with pytest.raises(NotServed, match="is the network between nodes open"):
+            await world.ask()
+        sweeping.cancel()
+        world.tell_replica(world.door)
+        await until(lambda: kinds(world.lane) == ["SocketLink"])
+        assert await world.ask() == [2.0, 4.0]
+        assert world.lane.waiting_message == "no replica is ready"
+        world.lane.connections[0].drop()
+        assert world.handles == []
+
+    run(scenario, monkeypatch)
+
+
+def test_an_unknown_way_is_refused(monkeypatch):
+    monkeypatch.setenv("SUNDOG_DATA_PATH", "hanlde")
+    with pytest.raises(ServiceError, match="SUNDOG_DATA_PATH=hanlde") as refused:
+        data_path()
+    assert "socket, direct or handle" in refused.value.fix
+
+
+class Status:
+    """What serve.status() says, in turn; the last goes on."""
+
+    def __init__(self, *said):
+        self.said = list(said)
+
+    def __call__(self):
+        said = self.said.pop(0) if len(self.said) > 1 else self.said[0]
+        if isinstance(said, Exception):
+            raise said
+        deployments = {"Model": SimpleNamespace(replica_states=said)}
+        return SimpleNamespace(applications={"s--v1": SimpleNamespace(deployments=deployments)})
+
+
+def test_replicas_are_counted_by_serves_public_status_alone(monkeypatch):
+    monkeypatch.setattr(serve_counts, "LOOK_S", 0.001)
+    status = Status(
+        {"STARTING": 2}, {"RUNNING": 2, "STARTING": 1}, {"RUNNING": 2},
+        RayServeException("away"), {"RUNNING": 1, "PENDING_MIGRATION": 2}, {"STOPPING": 1},
+    )  # fmt: skip
+    monkeypatch.setattr(serve_counts.serve, "status", status)
+    monkeypatch.setenv("SUNDOG_DATA_PATH", "handle")
+    seen = []
+
+    async def scenario(world):
+        def on_change(replicas):
+            seen.append(len(replicas))
+            world.routes.services["s"].versions["1"].reach._on_replicas(replicas)
+            seen.append(sum(c.free for c in world.lane.connections) // IN_FLIGHT)
+
+        watching = asyncio.create_task(serve_counts.watch("s--v1", "Model", on_change))
+        await until(lambda: len(seen) == 8)
+        watching.cancel()
+        assert seen == [0, 0, 2, 2, 3, 3, 0, 0]
+        unknown = asyncio.create_task(serve_counts.watch("t--v1", "Model", on_change))
+        await asyncio.sleep(0.05)
+        unknown.cancel()
+        assert len(seen) == 8, "no word is no answer"
+
+    run(scenario, monkeypatch)
 
 
 def test_a_replica_of_another_node_calls_and_answers(monkeypatch):
