@@ -6,12 +6,12 @@ The only place where a spec meets shapes and prices. Asks no cloud.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sundog.capacity.places import check_names, region_known, zones
 from sundog.capacity.state import PoolPlan
 from sundog.errors import SpecError
 from sundog.market.offers import Offer, Record, ladder
@@ -20,8 +20,6 @@ from sundog.market.shapes import Catalogue, Shape, catalogue
 from sundog.spec.cluster import ClusterSpec, Pool
 from sundog.spec.load import Location, read_text, read_yaml, validate
 from sundog.spec.quantity import GIB
-
-_AWS_ZONE = re.compile(r"[a-z]{2,4}\d-az\d|[a-z]{2}(-[a-z]+)+-\d[a-z]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Bought:
     head_usd_hour: float | None
     book: PriceBook
     fitting: Mapping[str, tuple[Shape, ...]] = field(default_factory=dict)
+    region_known: bool = True
 
     @property
     def spec(self) -> ClusterSpec:
@@ -75,16 +74,18 @@ def check(
     """
     known, prices, spec = shapes or catalogue(), book or snapshot(), source.spec
     cloud = spec.cloud.kuberay.nodes_of if spec.cloud.kuberay else spec.cloud.name
+    check_names(source)
     if cloud == "onprem":
         plans = {n: PoolPlan(n, (), max_nodes=len(p.hosts)) for n, p in spec.pools.items()}
         return Bought(source, cloud, plans, dict.fromkeys(plans, ()), None, None, prices)
-    zones = _zones(source, cloud, prices)
+    known_region = region_known(source, cloud, prices)
+    places = zones(source, cloud, prices)
     pools: dict[str, PoolPlan] = {}
     rungs: dict[str, tuple[Shape, ...]] = {}
     fitting: dict[str, tuple[Shape, ...]] = {}
     for name, pool in spec.pools.items():
         found = _fitting(source, cloud, name, pool, known, prices)
-        offers = _offers(source, cloud, name, pool, zones, found, prices, records)
+        offers = _offers(source, cloud, name, pool, places, found, prices, records)
         used = {o.shape for o in offers}
         fitting[name] = tuple(found)
         rungs[name] = tuple(s for s in found if s.name in used)
@@ -95,45 +96,11 @@ def check(
     head = _head(source, cloud, known, prices)
     price = prices.find(cloud, "on-demand", spec.cloud.region, "", head.name)
     bought = Bought(
-        source, cloud, pools, rungs, head, price.usd_hour if price else None, prices, fitting
+        source, cloud, pools, rungs, head, price.usd_hour if price else None, prices, fitting,
+        known_region,
     )  # fmt: skip
     _budget(bought)
     return bought
-
-
-def _zones(source: Source, cloud: str, book: PriceBook) -> list[str]:
-    spec = source.spec
-    if spec.cloud.gcp:
-        zones = [spec.cloud.gcp.zone, *spec.cloud.gcp.more_zones]
-        for zone in zones:
-            if not zone.startswith(spec.cloud.gcp.region + "-"):
-                at = "zone" if zone == spec.cloud.gcp.zone else "more_zones"
-                raise source.fault(
-                    ("cloud", "gcp", at),
-                    f"{zone!r} is not a zone of {spec.cloud.gcp.region}",
-                    f"such as {spec.cloud.gcp.region}-a",
-                )
-        return list(dict.fromkeys(zones))
-    if spec.cloud.aws is None:
-        return [""]
-    region, given = spec.cloud.aws.region, spec.cloud.aws.zones
-    if given == "all":
-        found = book.zones("aws", region)
-        if not found:
-            regions = book.regions("aws")
-            near = difflib.get_close_matches(region, regions, 1) or regions[:1]
-            raise source.fault(
-                ("cloud", "aws", "zones"),
-                f"the zones of {region!r} are not in the price snapshot",
-                f"did you mean {near[0]!r}? Else name them: zones: [{region}a, {region}b]",
-            )
-        return found
-    for zone in given:
-        if not _AWS_ZONE.fullmatch(zone):
-            raise source.fault(
-                ("cloud", "aws", "zones"), f"{zone!r} is not a zone", f"use1-az1, or {region}a"
-            )
-    return list(given)
 
 
 def _fitting(
@@ -197,28 +164,36 @@ def _sold_here(
 
 
 def _offers(
-    source: Source, cloud: str, name: str, pool: Pool, zones: list[str], found: list[Shape],
+    source: Source, cloud: str, name: str, pool: Pool, places: list[str], found: list[Shape],
     book: PriceBook, records: Mapping[str, Record] | None,
 ) -> list[Offer]:  # fmt: skip
     markets: dict[str, tuple[Market, ...]] = {
         "spot-first": ("spot", "on-demand"), "spot-only": ("spot",), "on-demand": ("on-demand",)
     }  # fmt: skip
-    offers = ladder(
-        cloud=cloud, region=source.spec.cloud.region, zones=zones, shapes=found, book=book,
-        markets=markets[pool.market], rungs=pool.rungs, max_price=pool.max_price,
+
+    def rungs(of: tuple[Market, ...], **limits: Any) -> list[Offer]:
+        return ladder(
+            cloud=cloud, region=source.spec.cloud.region, zones=places, shapes=found, book=book,
+            markets=of, **limits,
+        )  # fmt: skip
+
+    offers = rungs(
+        markets[pool.market], rungs=pool.rungs, max_price=pool.max_price,
         disk_gib=pool.disk.size / GIB, records=records,
     )  # fmt: skip
-    if not offers:
-        free = ladder(
-            cloud=cloud, region=source.spec.cloud.region, zones=zones, shapes=found, book=book,
-            markets=markets[pool.market],
-        )  # fmt: skip
-        cheapest = min((o.usd_hour for o in free if o.usd_hour is not None), default=None)
-        raise source.fault(
-            ("pools", name, "max_price"), f"no offer is at or under ${pool.max_price:g}/h",
-            f"the cheapest is ${cheapest:.3f}/h" if cheapest else "raise it",
-        )  # fmt: skip
-    return offers
+    # A floor without an on-demand rung would be owed for ever.
+    full = pool.on_demand_floor > 0
+    if any(o.market == "on-demand" or not full for o in offers):
+        return offers
+    free = rungs(("on-demand",) if full else markets[pool.market])
+    cheapest = min((o.usd_hour for o in free if o.usd_hour is not None), default=None)
+    what = "no on-demand offer, as the floor needs," if full else "no offer"
+    if pool.max_price is None:
+        raise source.fault(("pools", name, "market"), f"{what} is left", "write market: spot-first")
+    raise source.fault(
+        ("pools", name, "max_price"), f"{what} is at or under ${pool.max_price:g}/h",
+        f"the cheapest is ${cheapest:.3f}/h" if cheapest else "raise it",
+    )  # fmt: skip
 
 
 def _head(source: Source, cloud: str, known: Catalogue, book: PriceBook) -> Shape:
@@ -249,7 +224,10 @@ def _head(source: Source, cloud: str, known: Catalogue, book: PriceBook) -> Shap
 
 
 def _budget(bought: Bought) -> None:
-    """A budget must cover the head and every pool's lower end, the floor at on-demand prices."""
+    """A budget must cover the head and each pool's lower end and floor, that at on-demand prices.
+
+    A floor above the lower end counts in full: a pool that may not buy what it owes buys nothing.
+    """
     spec = bought.spec
     if spec.budget is None:
         return
@@ -267,12 +245,14 @@ def _budget(bought: Bought) -> None:
             (o.usd_hour for o in offers if o.market == "on-demand" and o.usd_hour),
             default=any_price,
         )
-        floor = min(pool.on_demand_floor, pool.nodes.low)
-        least += floor * full + (pool.nodes.low - floor) * any_price
+        floor = pool.on_demand_floor
+        least += floor * full + max(0, pool.nodes.low - floor) * any_price
     if least > spec.budget:
         raise bought.source.fault(
-            ("budget",), f"${spec.budget:g}/h does not cover the head and the pools' lower ends",
-            f"they cost ${least:.2f}/h; raise the budget or lower `nodes`",
+            ("budget",),
+            f"${spec.budget:g}/h does not cover the head and the pools' lower ends "
+            "and on-demand floors",
+            f"they cost ${least:.2f}/h; raise the budget or lower `nodes` or `on_demand_floor`",
         )  # fmt: skip
 
 

@@ -18,6 +18,11 @@ from sundog.spec.quantity import DurationS, MemoryBytes, Range, UsdHour
 PoolMarket = Literal["spot-first", "spot-only", "on-demand"]
 CloudName = Literal["aws", "gcp", "azure", "onprem", "kuberay"]
 
+MIN_DISK = 10 * 2**30
+# What an EC2 tag key may hold where the metadata service shows tags to the instance, as it does here.
+_TAG_KEY = re.compile(r"[\w+\-=.,:@]{1,128}")
+_RESERVED_TAGS = ("aws:", "sundog:", "ray-", "Name")
+
 _GPU = re.compile(r"([A-Za-z][\w-]*)(?:\s+x\s*(\d+))?")
 
 
@@ -85,6 +90,13 @@ class Disk(Spec):
     size: MemoryBytes = Field(200 * 2**30, examples=["200GiB"])
     kind: str = Field("gp3", description="the cloud's name of the volume type")
 
+    @field_validator("size")
+    @classmethod
+    def _holds_an_image(cls, value: int) -> int:
+        if value < MIN_DISK:
+            raise ValueError(f"a disk of {value} bytes holds no image; write 200GiB")
+        return value
+
 
 class Pool(Spec):
     """Machines that are interchangeable: whichever can be had for the least."""
@@ -148,6 +160,20 @@ class AwsCloud(Spec):
     head_role: str = Field("sundog-head", description="instance profile of the head")
     node_role: str = Field("sundog-node", description="instance profile of workers")
     tags: dict[str, str] = Field(default_factory=dict, description="cost tags on everything")
+
+    @field_validator("tags")
+    @classmethod
+    def _takeable(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, said in value.items():
+            if not _TAG_KEY.fullmatch(key) or key in (".", "..", "_index"):
+                raise ValueError(
+                    f"{key!r} is no tag key here: letters, digits and + - = . , : @ _, at most 128"
+                )
+            if key.startswith(_RESERVED_TAGS):
+                raise ValueError(f"{key!r} is reserved; name the tag otherwise")
+            if len(said) > 256:
+                raise ValueError(f"{key}: a tag's value has at most 256 characters")
+        return value
 
 
 class GcpCloud(Spec):

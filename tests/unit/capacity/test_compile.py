@@ -172,7 +172,21 @@ pools:
         ("A10G x1}", "A10 x1}", 6, ["no GPU 'A10'", "did you mean 'A10G'"]),
         ("A10G x1}", "A10G x3}", 6, ["no shape has all of this", "nearest: g5."]),
         ("    nodes:", "    shapes: [g5.xlrge]\n    nodes:", 7, ["did you mean 'g5.xlarge'"]),
-        ("us-east-1,", "us-est-1,", 2, ["zones of 'us-est-1'", "did you mean 'us-east-1'"]),
+        ("us-east-1,", "us-est-1,", 2, ["no region 'us-est-1'", "us-east-1"]),
+        ("us-east-1,", "us-east-7,", 2, ["zones of 'us-east-7'", "use7-az1"]),
+        ("zones: all", "zones: [usw2-az1]", 2, ["not a zone of us-east-1", "such as use1-az1"]),
+        ("zones: all", "zones: [us-east-1a]", 2, ["a zone's name", "use1-az1"]),
+        ("  a:", "  head:", 5, ["head's own node type"]),
+        ("zones: all", "tags: {cost center: x}", 2, ["no tag key"]),
+        ("zones: all", "tags: {'aws:team': x}", 2, ["reserved"]),
+        ("    nodes:", "    disk: {size: 1KiB}\n    nodes:", 7, ["holds no image"]),
+        (
+            "nodes: 0..8",
+            "nodes: 0..8\n    on_demand_floor: 1\n    max_price: $0.50/h",
+            9,
+            ["no on-demand offer", "the cheapest is $1.006/h"],
+        ),
+        ("$60/h", "$1/h", 3, None),
         ("zones: all", "zones: [moon]", 2, ["'moon' is not a zone"]),
         ("$60/h", "$0.10/h", 3, ["does not cover the head", "they cost $0.17/h"]),
         ("nodes: 0..8", "nodes: 8..8\n    market: on-demand\nidle: 1min", 3, None),
@@ -189,13 +203,50 @@ def test_a_spec_that_cannot_be_bought_names_its_line_and_the_nearest_value(
 ) -> None:
     path = tmp_path / "c.yaml"
     text = BAD.replace(old, new, 1)
-    if says is None:
+    if says is None and "$1/h" in new:
+        text, says = text.replace("0..8", "0..8\n    on_demand_floor: 1"), ["they cost $1.18/h"]
+    elif says is None:
         text, says = text.replace("$60/h", "$5/h"), ["they cost $8.2"]
     path.write_text(text)
     with pytest.raises(SpecError) as caught:
         compile_cluster(path)
-    for part in [f"c.yaml:{line}:", *says]:
+    for part in [f"c.yaml:{line}:", *(says or ())]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "says"),
+    [
+        ("gcp: {project: p, region: us-centrl1, zone: us-centrl1-a}", "us-central1"),
+        ("azure: {subscription: s, location: estus2}", "eastus2"),
+        ("kuberay: {region: eu-wst-1}", "eu-west-1"),
+        ("gcp: {project: p, region: us-central1, zone: us-central1-moon}", "such as us-central1-a"),
+    ],
+)
+def test_a_misspelt_place_is_refused_on_every_cloud(tmp_path: Path, cloud: str, says: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"cluster: c\ncloud: {{{cloud}}}\npools:\n  a:\n    need: {{gpu: T4 x1}}\n")
+    with pytest.raises(SpecError, match=rf"c\.yaml:2: .*\n.*{says}"):
+        compile_cluster(path)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "cluster", "pool", "line"),
+    [
+        ("gcp: {project: p, region: us-central1, zone: us-central1-a}", "c.1", "a", 1),
+        ("gcp: {project: p, region: us-central1, zone: us-central1-a}", "c", "a.1", 4),
+        ("kuberay: {region: us-east-1}", "c_1", "a", 1),
+    ],
+)
+def test_a_name_that_its_cloud_would_change_is_refused(
+    tmp_path: Path, cloud: str, cluster: str, pool: str, line: int
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"cluster: {cluster}\ncloud: {{{cloud}}}\npools:\n  {pool}:\n    need: {{gpu: T4 x1}}\n"
+    )
+    with pytest.raises(SpecError, match=rf"c\.yaml:{line}: .*cannot be a label"):
+        compile_cluster(path)
 
 
 def test_a_region_without_the_gpu_names_those_that_have_it(tmp_path: Path) -> None:
