@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 _SHORTEST_S, _LONGEST_S = 2.0, 600.0
-_LOSSES_PER_WORKER_HOUR = 0.1  # until the market's own record is known
+LOSSES_PER_WORKER_HOUR = 0.1  # until the market's own record is known
 
 
 def young_daly_s(cost_s: float, mean_time_between_failures_s: float) -> float:
@@ -26,10 +26,10 @@ def young_daly_s(cost_s: float, mean_time_between_failures_s: float) -> float:
     return math.sqrt(2 * cost_s * mtbf_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - cost_s
 
 
-def loss_rate(losses: int, worker_hours: float) -> float:
-    """Losses in a worker-hour, from what a run has seen so far: the mean of a gamma posterior whose
-    prior is one loss in ten hours."""
-    return (1.0 + losses) / (1.0 / _LOSSES_PER_WORKER_HOUR + worker_hours)
+def loss_rate(losses: int, worker_hours: float, prior: float = LOSSES_PER_WORKER_HOUR) -> float:
+    """Losses in a worker-hour, from what was seen so far: the mean of a gamma posterior whose prior
+    weighs as much as one loss at the rate `prior`."""
+    return (1.0 + losses) / (1.0 / prior + worker_hours)
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Cadence:
 
     every: str | int = "auto"
     workers: int = 1
-    losses_per_worker_hour: float = _LOSSES_PER_WORKER_HOUR
+    losses_per_worker_hour: float = LOSSES_PER_WORKER_HOUR
     cost_s: float = 0.02  # replaced by what saves are measured to cost
 
     def saw_stall(self, stall_s: float) -> None:

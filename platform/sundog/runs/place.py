@@ -96,6 +96,20 @@ def capacity(resources: dict[str, float], market: str = "any") -> int:
     return count
 
 
+def node_ids(market: str = "any") -> list[str]:
+    """The nodes of the market that are alive now and can hold workers."""
+    import ray
+
+    from sundog.rayapi import train_nodes
+
+    without = train_nodes.elsewhere(market)
+    return [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] not in without
+    ]
+
+
 def room_on(market: str, resources: dict[str, float]) -> int:
     """How many workers fit into what is free now on nodes of this market that are to stay."""
     import ray

@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sundog import telemetry
 from sundog.clock import WALL
 from sundog.errors import NotFound, RecipeError, RunBusy, RunError, SundogError
 from sundog.rayapi import train_nodes
@@ -20,9 +19,9 @@ from sundog.runs import place
 from sundog.runs.best import best_checkpoint
 from sundog.runs.checkpoint import Checkpoints
 from sundog.runs.driver import Watcher, driving, failed, interruptible, say
+from sundog.runs.failures import losses_per_worker_hour
 from sundog.runs.follower import Follower, count
 from sundog.runs.initial import pin
-from sundog.runs.interval import loss_rate
 from sundog.runs.lineage import lineage
 from sundog.runs.notify import notified
 from sundog.runs.observers import Observers
@@ -144,7 +143,8 @@ def _train(
         "spec": spec.model_dump(mode="json"), "folder": folder, "data": data,
         "directory": place.working_directory(), "environment": dict(spec.env),
         "deadline_s": WALL.now_s() + spec.max_time if spec.max_time else None,
-        "losses_per_worker_hour": _loss_rate(folder), "init_from": folder.record().get("init_from"),
+        "losses_per_worker_hour": losses_per_worker_hour(folder, place.node_ids(spec.market)),
+        "init_from": folder.record().get("init_from"),
     }  # fmt: skip
     spent = folder.record().get("usd")
     if spec.max_usd is not None and spent is not None and spent >= spec.max_usd:
@@ -162,14 +162,6 @@ def _train(
         f"the workers lost each other {_MOST_FRESH_STARTS} times",
         f"see sundog logs {folder.run_id}",
     )
-
-
-def _loss_rate(folder: RunFolder) -> float:
-    """How often workers of this run were lost or told to leave, as far as its record knows."""
-    record = folder.record()
-    gone = (telemetry.RUN_RECOVERED, telemetry.RUN_DRAINED)
-    losses = sum(c["event"] in gone for c in record.get("changes") or [])
-    return loss_rate(losses, record.get("node_hours") or 0.0)
 
 
 def _over_budget(spec: RunSpec, folder: RunFolder, usd: float, when: str) -> RunError:
