@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sundog.errors import ControlUnavailable
@@ -29,8 +28,6 @@ class Control:
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("sundog").setLevel(logging.INFO)
         self._loop = Loop()
-        # Each gateway holds a thread while it waits: they must not use up those for questions.
-        self._waiting = ThreadPoolExecutor(64, "sundog-snapshots")
         threading.Thread(target=self._loop.run, name="sundog-control", daemon=True).start()
 
     async def snapshot(self, gateway: str, epoch: int, version: int) -> dict[str, Any] | None:
@@ -39,11 +36,7 @@ class Control:
         if snapshots is None:
             await asyncio.sleep(0.05)
             return None
-        seen = (epoch, version)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._waiting, snapshots.wait, gateway, seen, SNAPSHOT_WAIT_S
-        )
+        return await snapshots.wait(gateway, (epoch, version), SNAPSHOT_WAIT_S)
 
     async def report(self, gateway: str, counts: dict[str, Any], lanes: dict[str, Any]) -> None:
         """What a gateway served since its last report."""

@@ -41,7 +41,7 @@ class Control:
     def __init__(self, snapshots):
         class Method:
             async def remote(self, name, epoch, version):
-                return await asyncio.to_thread(snapshots.wait, name, (epoch, version), 5.0)
+                return await snapshots.wait(name, (epoch, version), 5.0)
 
         self.snapshot = Method()
 
