@@ -45,8 +45,14 @@ def test_two_real_nodes_are_measured_over_their_network() -> None:
     assert "REFUSED pool 'lonely' has 0 live nodes" in said
 
 
+class Held:
+    def there(self) -> bool:
+        return True
+
+
 def main() -> None:
     import ray
+    import torch
     from ray.cluster_utils import Cluster
 
     from sundog.capacity.probe import probe
@@ -55,11 +61,17 @@ def main() -> None:
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory}
     )
+    # GPUs in name only, and held: where torch sees none, none is asked for.
+    gpus = 0 if torch.cuda.is_available() else 1
     for zone in ("z1", "z2"):
         cluster.add_node(
-            num_cpus=1, object_store_memory=memory,
+            num_cpus=1, num_gpus=gpus, object_store_memory=memory,
             labels={"sundog.pool": "gang", "ray.io/availability-zone": zone},
         )  # fmt: skip
+    ray.init(address=cluster.address, log_to_driver=False)
+    holder = ray.remote(num_cpus=0, num_gpus=1)(Held)
+    held = [holder.remote() for _ in range(2 * gpus)]
+    ray.get([h.there.remote() for h in held])
     try:
         found = probe("gang", address=cluster.address, size_bytes=2**20)
         print("FOUND " + json.dumps(found.to_json()), flush=True)

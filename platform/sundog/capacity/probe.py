@@ -1,7 +1,7 @@
 """How fast the nodes of a pool talk to each other: one small all-reduce, before a long run pays for it.
 
-One process a node, NCCL where the nodes have GPUs and gloo where they have none; it holds one GPU a
-node for some seconds and nothing afterwards.
+One process a node: NCCL where every one of them sees CUDA, holding one GPU a node for some seconds, and
+gloo elsewhere, holding nothing. What a node's resources say of GPUs is not asked: they may be a name.
 """
 
 from __future__ import annotations
@@ -71,6 +71,13 @@ class Rank:
             free.bind((address, 0))
             return address, int(free.getsockname()[1])
 
+    def sees_cuda(self) -> bool:
+        """Whether torch could use a GPU of this node, though Ray gave this process none."""
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # empty, from Ray; nothing has read it yet
+        import torch
+
+        return torch.cuda.is_available()
+
     def run(self, rank: int, world: int, at: tuple[str, int], size_bytes: int, gpu: bool) -> Any:
         """(median seconds of the large all-reduce, of a tiny one)"""
         from datetime import timedelta
@@ -98,20 +105,16 @@ def probe(
     """Measure the pool's nodes as they are. ClusterError for too few, busy or silent ones."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     found = members(ray.nodes(), pool, most)
-    gpu = all(n["Resources"].get("GPU") for n in found)
-    # A CPU it does not ask for: a node whose CPUs are busy still has its network.
-    ranks = [
-        ray.remote(num_cpus=0, num_gpus=1 if gpu else 0)(Rank)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False))
-        .remote()
-        for n in found
-    ]
+    ranks = _ranks(found, gpus=0)
     try:
+        gpu = all(ray.get([r.sees_cuda.remote() for r in ranks], timeout=LIMIT_S))
+        if gpu:
+            _end(ranks)
+            ranks = _ranks(found, gpus=1)
         at = ray.get(ranks[0].meet.remote(), timeout=LIMIT_S)
         calls = [r.run.remote(i, len(ranks), at, size_bytes, gpu) for i, r in enumerate(ranks)]
         times = ray.get(calls, timeout=LIMIT_S)
@@ -123,8 +126,7 @@ def probe(
     except RayError as error:
         raise ClusterError(f"the probe failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
-        for rank in ranks:
-            ray.kill(rank)
+        _end(ranks)
     slowest = max(t[0] for t in times)
     zones = sorted({(n.get("Labels") or {}).get(ZONE_LABEL, "") for n in found} - {""})
     return Probe(
@@ -132,3 +134,23 @@ def probe(
         round(bus_gbyte_s(len(found), size_bytes, slowest), 3),
         round(max(t[1] for t in times) * 1e3, 3),
     )  # fmt: skip
+
+
+def _ranks(nodes: Sequence[dict[str, Any]], gpus: int) -> list[Any]:
+    """One on each node. A CPU they do not ask for: a node whose CPUs are busy still has its network."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return [
+        ray.remote(num_cpus=0, num_gpus=gpus)(Rank)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False))
+        .remote()
+        for n in nodes
+    ]
+
+
+def _end(ranks: Sequence[Any]) -> None:
+    import ray
+
+    for rank in ranks:
+        ray.kill(rank)
