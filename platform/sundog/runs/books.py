@@ -11,6 +11,7 @@ from typing import Any
 
 from sundog.runs.bill import Bill, Prices, Spent
 from sundog.runs.goodput import Account, Meter
+from sundog.runs.news import nodes_of
 from sundog.runs.stages import Change
 
 
@@ -102,8 +103,3 @@ class Books:
         )  # fmt: skip
         meter.waited("restart", each, min(seconds, found.took_s))
         meter.stepped(progress["step"], each, 0.0, progress["stall_s"])
-
-
-def nodes_of(news: Mapping[str, Any]) -> set[str]:
-    """The nodes that a run's workers are on, from their news or from its record."""
-    return {worker["node_id"] for worker in news.get("placed") or []}

@@ -15,6 +15,7 @@ from sundog.runs.bill import Prices
 from sundog.runs.books import Books
 from sundog.runs.driver import say
 from sundog.runs.mfu import mfu
+from sundog.runs.news import eta_s
 from sundog.runs.resizing import STANDBYS
 from sundog.runs.stages import Change, change, restart
 from sundog.runs.worker import STOP_ASKED
@@ -174,15 +175,6 @@ def progress_line(progress: dict[str, Any], usd: float | None = None) -> str:
             *([f"{_span(left_s)} to go"] if left_s else []),
         ]
     )  # fmt: skip
-
-
-def eta_s(progress: dict[str, Any]) -> float | None:
-    """Seconds until the last step at the present speed; None before there is one."""
-    step, rate = progress["step"], progress["samples_s"]
-    if not step or not rate or not progress.get("epoch"):
-        return None
-    batch = progress.get("batch") or 0
-    return (progress["steps"] - step) * batch / rate if batch else None
 
 
 def _span(seconds: float) -> str:

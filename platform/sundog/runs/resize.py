@@ -5,6 +5,7 @@ Pure: a snapshot in, a decision with its reason out. Production and the simulato
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,8 +21,8 @@ class Snapshot:
     low: int
     high: int
     grow_pause_s: float  # how long all stand still when somebody joins
-    left_s: float = 3600.0  # how long the run goes on, as far as known
-    next_warm_s: float = 0.0  # when the next of `warming` will be ready
+    left_s: float = math.inf  # how long the run goes on, as far as known
+    next_warm_s: float = math.inf  # when the next of `warming` will be ready, as far as known
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Carries snapshots to `resize.decide` and stamps to the run's folder; decides not
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from sundog import telemetry
 from sundog.clock import WALL
 from sundog.errors import SundogError
 from sundog.rayapi.train_channel import Channel
+from sundog.runs.news import eta_s
 from sundog.runs.resize import Resize, Snapshot, decide
 from sundog.runs.worker import prepare
 from sundog.spec.run import RunSpec
@@ -34,7 +36,7 @@ class RunResizer:
     high: int
     flags: dict[str, int]
     config: dict[str, Any]
-    _told: dict[str, list[str]] = field(default_factory=dict, compare=False)  # posted before
+    _told: dict[str, Any] = field(default_factory=dict, compare=False)  # and heard, before
 
     @classmethod
     def of(cls, spec: RunSpec, config: dict[str, Any]) -> RunResizer:
@@ -53,7 +55,30 @@ class RunResizer:
         return None if found.what == "wait" else found.workers
 
     def with_warm(self, working: int, warm: int) -> int:
-        return self._decide(working, 0, warm).workers
+        """Whether those that are ready join now: not when others are nearly so, nor near the end."""
+        warming, next_warm_s = self._warming()
+        return self._decide(working, 0, warm, 0, warming, next_warm_s, self._left_s()).workers
+
+    def _left_s(self) -> float:
+        """How long the run goes on, as far as its own news tell."""
+        progress = None
+        with suppress(RuntimeError):
+            progress = self._channel.read("progress")
+        left_s = eta_s(progress) if progress else None
+        return math.inf if left_s is None else left_s
+
+    def _warming(self) -> tuple[int, float]:
+        """How many standbys are on their way, and seconds until the next is ready, from what the last
+        one took. Of one that takes longer than that nobody knows."""
+        found = []
+        with suppress(RuntimeError):
+            found = [self._channel.read(f"{STANDBYS}/{a}") for a in self._told.get(STANDBYS, [])]
+        for one in found:
+            if one and one["ready"]:
+                self._told["took_s"] = one["took_s"]
+        began_s = [one["began_s"] for one in found if one and not one["ready"]]
+        rest_s = [self._told.get("took_s", 0.0) - (WALL.now_s() - at_s) for at_s in began_s]
+        return len(began_s), min((s for s in rest_s if s > 0), default=math.inf)
 
     def prepare(self) -> None:
         """In a standby's process: get ready, and say where that is, since its node has its price."""
@@ -61,12 +86,14 @@ class RunResizer:
 
         context = ray.get_runtime_context()
         topic = f"{STANDBYS}/{context.get_actor_id()}"
-        where = {"node_id": context.get_node_id()}
+        began_s = WALL.now_s()
+        where = {"node_id": context.get_node_id(), "began_s": began_s}
         with suppress(RuntimeError):
             self._channel.post(topic, {**where, "ready": False})
         prepare(self.config)
         with suppress(RuntimeError):
-            self._channel.post(topic, {**where, "ready": True})
+            took_s = WALL.now_s() - began_s
+            self._channel.post(topic, {**where, "ready": True, "took_s": took_s})
 
     def standing_by(self, actors: list[str]) -> None:
         """The standbys that there are now, ready or not, by their actors' ids."""
@@ -107,9 +134,13 @@ class RunResizer:
     def _channel(self) -> Channel:
         return Channel(self.config["folder"].run_id)
 
-    def _decide(self, working: int, lost: int, warm: int, leaving: int = 0) -> Resize:
+    def _decide(
+        self, working: int, lost: int, warm: int, leaving: int = 0, warming: int = 0,
+        next_warm_s: float = math.inf, left_s: float = math.inf,
+    ) -> Resize:  # fmt: skip
         return decide(
             Snapshot(
-                working, lost, leaving, warm, 0, self.low, self.high, grow_pause_s=_GROW_PAUSE_S
+                working, lost, leaving, warm, warming, self.low, self.high, _GROW_PAUSE_S,
+                left_s, next_warm_s,
             )
-        )
+        )  # fmt: skip

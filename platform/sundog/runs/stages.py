@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sundog import telemetry
+from sundog.runs.news import nodes_of
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ def restart(
 
 
 def _nodes(last: Mapping[str, Any], first: Mapping[str, Any]) -> int:
-    placed = (news.get("placed") or [] for news in (last, first))
-    return max(len({worker["node_id"] for worker in workers}) for workers in placed)
+    return max(len(nodes_of(last)), len(nodes_of(first)))
 
 
 def _stages(
