@@ -5,6 +5,7 @@ Told by the driver, it talks to the server from a thread of its own: a slow serv
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ class SweepMlFlow(MlFlow):
         self._client = self._mlflow.MlflowClient()
         self._children: dict[str, str] = {}
         self._running: set[str] = set()
+        self._first: dict[str, Mapping[str, Any]] = {}
+        self._changed: dict[str, set[str]] = {}
         self._ended = 0
         with self._forgiven():
             self._parent = self._client.get_run(self._run_id).info
@@ -103,6 +106,11 @@ class SweepMlFlow(MlFlow):
         if name not in self._running:  # it may be one that an earlier submission left
             self._running.add(name)
             self._client.update_run(child, status="RUNNING")
+        # MLflow's parameters are for ever; what population based training changes is a curve.
+        first = self._first.setdefault(name, params)
+        changed = {k for k, v in params.items() if _is_number(v) and v != first.get(k)}
+        self._changed[name] = changed = self._changed.get(name, set()) | changed
+        values = {**values, **{f"param.{k}": params[k] for k in changed}}
         logged = [Metric(k, float(v), at_ms, step) for k, v in values.items()]
         self._client.log_batch(child, metrics=logged)
 
@@ -110,6 +118,8 @@ class SweepMlFlow(MlFlow):
         child = self._child(row["trial"], row["params"])
         self._client.set_tag(child, "sundog.state", row["state"])
         self._client.set_tag(child, "sundog.why", row["why"])
+        if self._changed.get(row["trial"]):  # those of its best value, as `sweep show` has them
+            self._client.set_tag(child, "sundog.params", json.dumps(row["params"]))
         self._client.set_terminated(child, _STATES.get(row["state"], "KILLED"))
 
     def _best(self, name: str, values: Mapping[str, float]) -> None:
@@ -117,3 +127,7 @@ class SweepMlFlow(MlFlow):
         self._client.set_tag(self._run_id, "sundog.best", name)
         for key, value in values.items():
             self._client.log_metric(self._run_id, key, float(value), step=self._ended)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

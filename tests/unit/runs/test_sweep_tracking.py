@@ -1,5 +1,7 @@
 """A sweep in a real MLflow store: the whole, a run for each trial, and the same ones when it goes on."""
 
+import json
+
 import pytest
 
 from sundog.clock import ManualClock
@@ -46,6 +48,28 @@ def test_trials_are_runs_below_the_sweep_s(folder):
     assert child.data.metrics["usd"] == 0.02
     history = client.get_metric_history(child.info.run_id, "accuracy")
     assert [(m.step, m.value) for m in history] == [(10, 0.1), (20, 0.2)]
+
+
+def test_parameters_that_change_on_the_way_are_a_curve_and_the_best_ones_are_named(folder):
+    one = Trial("trial-000", params={"lr": 0.1, "depth": 2})
+    told = tracking(folder)
+    assert told is not None
+    told.reported(one, 10, {"accuracy": 0.5})
+    one.params = {"lr": 0.12, "depth": 2}  # it copied another trial
+    told.reported(one, 20, {"accuracy": 0.7})
+    one.state = "finished"
+    told.ended(one)
+    told.end("finished")
+    client = mlflow.MlflowClient()
+    [child] = client.search_runs(
+        [client.get_run(folder.record()["mlflow_run_id"]).info.experiment_id],
+        "tags.`sundog.trial` = 'trial-000'",
+    )
+    assert child.data.params == {"lr": "0.1", "depth": "2"}
+    rates = client.get_metric_history(child.info.run_id, "param.lr")
+    assert [(m.step, m.value) for m in rates] == [(20, 0.12)]
+    assert "param.depth" not in child.data.metrics
+    assert json.loads(child.data.tags["sundog.params"]) == one.shown
 
 
 def test_nobody_is_told_where_it_is_not_set_up(folder, monkeypatch):
