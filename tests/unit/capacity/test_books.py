@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from sundog.capacity.provider import ElasticProvider
 from sundog.capacity.state import PoolPlan, plans_to_dict
 from sundog.capacity.upkeep import PRICES_EVERY_S, SETTLED_S, in_a_thread
 from sundog.clock import ManualClock
-from sundog.clouds.base import Transient
+from sundog.clouds.base import Order, Transient
+from sundog.clouds.gcp import Gcp
+from sundog.clouds.ray_provider import RayCloud
 from sundog.errors import StorageUnavailable
 from sundog.ledger import Entry
 from sundog.market.offers import Offer
@@ -56,10 +58,79 @@ class Shared:
         return [e for e in self.entries if e.kind == kind]
 
 
-class World:
+class Node(dict[str, Any]):
+    """As Ray's provider for GCP keeps one of its last listing."""
+
+    def get_labels(self) -> dict[str, str]:
+        return dict(self)
+
+    def is_running(self) -> bool:
+        return True
+
+    def get_internal_ip(self) -> str:
+        return "10.0.0.2"
+
+    def get_external_ip(self) -> None:
+        return None
+
+
+class RaysOwn:
+    """Ray's provider for one zone of GCP, with calls that fail before or after they took effect."""
+
     def __init__(self) -> None:
+        self.running: dict[str, Node] = {}
+        self.ever: dict[str, Node] = {}
+        self.fault: Callable[[str], str] = lambda call: "ok"
+        self.refuse: Callable[[Order], Exception | None] = lambda order: None
+        self._lock = threading.RLock()
+
+    def _call(self, name: str, effect: Callable[[], Any]) -> Any:
+        with self._lock:
+            fault = self.fault(name)
+            if fault == "before":
+                raise TimeoutError(f"{name} did not arrive")
+            done = effect()
+        if fault == "after":
+            raise TimeoutError(f"the answer to {name} was lost")
+        return done
+
+    def create_node(self, config: dict[str, Any], labels: dict[str, str], count: int) -> None:
+        market = "spot" if config.get("scheduling", [{}])[0].get("preemptible") else "on-demand"
+        asked = Order(market, "z1", config["machineType"], count, "", labels)
+
+        def make() -> None:
+            if self.refuse(asked) is not None:
+                raise RuntimeError("ZONE_RESOURCE_POOL_EXHAUSTED")
+            for _ in range(count):
+                id_ = f"ray-{len(self.ever)}"
+                self.running[id_] = self.ever[id_] = Node(labels)
+
+        self._call("launch", make)
+
+    def non_terminated_nodes(self, labels: dict[str, str]) -> list[str]:
+        return self._call(
+            "machines", lambda: [i for i, n in self.running.items() if labels.items() <= n.items()]
+        )  # type: ignore[no-any-return]
+
+    def _get_cached_node(self, id_: str) -> Node:
+        return self.ever[id_]
+
+    def set_node_tags(self, id_: str, labels: dict[str, str]) -> None:
+        self._call("tag", lambda: self.ever[id_].update(labels))
+
+    def terminate_node(self, id_: str) -> None:
+        self._call("terminate", lambda: self.running.pop(id_, None))
+
+
+class World:
+    def __init__(self, rays: bool = False) -> None:
         self.clock = ManualClock(1_000_000.0)
-        self.cloud = ScriptedCloud(now_s=self.clock.now_s)
+        self.cloud: Any
+        if rays:
+            self.cloud = RaysOwn()
+            self.asked: Any = RayCloud(Gcp(), {"z1": self.cloud}, self.clock)
+        else:
+            self.cloud = self.asked = ScriptedCloud(now_s=self.clock.now_s)
         self.ledger = Shared()
         self.background: Any = lambda work: work()
         self.head()
@@ -67,7 +138,7 @@ class World:
     def head(self) -> None:
         """A new head: it knows what the cloud's tags and the ledger say, and nothing else."""
         self.elastic = ElasticProvider(
-            {"region": "r1", "sundog": PLANS}, "c", cloud=self.cloud, clock=self.clock,
+            {"region": "r1", "sundog": PLANS}, "c", cloud=self.asked, clock=self.clock,
             ledger=self.ledger, drains=lambda: None, background=self.background,
         )  # fmt: skip
 
@@ -235,19 +306,20 @@ actions = st.tuples(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@pytest.mark.parametrize("rays", [False, True], ids=["own calls", "around Ray's provider"])
 @given(
     st.lists(st.sampled_from(["ok", "ok", "ok", "before", "after"]), max_size=60),
     st.lists(actions, max_size=10),
     st.sets(st.sampled_from(["spot", "on-demand"]), max_size=1),
 )
 def test_every_machine_that_ever_ran_has_one_launch_and_at_most_one_end(
-    script: list[str], steps: list[tuple[str, int]], refused: set[str]
+    rays: bool, script: list[str], steps: list[tuple[str, int]], refused: set[str]
 ) -> None:
     """Calls that fail, threads, machines that vanish and heads that come anew.
 
     When the cloud has healed, the ledger says of every machine what became of it.
     """
-    world, left, lock = World(), iter(script), threading.Lock()
+    world, left, lock = World(rays), iter(script), threading.Lock()
 
     def fault(call: str) -> Any:
         with lock:
