@@ -27,7 +27,6 @@ from sundog.store.tables import (
     KeyRow,
     RevisionRow,
     RolloutRow,
-    RunRow,
     ScalingRow,
     ServiceRow,
     SnapshotRow,
@@ -253,7 +252,7 @@ class Store:
                 SnapshotRow(kind=kind, version=version, body=body, created_s=self._clock.now_s())
             )
 
-    # -- events, runs, keys
+    # -- events, keys
 
     def add_event(self, lease: Lease, kind: str, subject: str, fields: dict[str, Any]) -> None:
         with self._writing(lease) as session:
@@ -272,24 +271,6 @@ class Store:
                  "fields": r.fields}
                 for r in session.scalars(query)
             ]  # fmt: skip
-
-    def put_run(self, lease: Lease, record: dict[str, Any]) -> None:
-        """Index a run by its record."""
-        with self._writing(lease) as session:
-            session.merge(
-                RunRow(
-                    run_id=record["run_id"], kind=record["kind"], name=record["name"],
-                    state=record["state"], started_s=record.get("started_s"),
-                    ended_s=record.get("ended_s"), record=record,
-                )
-            )  # fmt: skip
-
-    def runs(self, state: str | None = None) -> list[dict[str, Any]]:
-        query = select(RunRow).order_by(RunRow.run_id)
-        if state is not None:
-            query = query.where(RunRow.state == state)
-        with self._reading() as session:
-            return [r.record for r in session.scalars(query)]
 
     def put_key(self, lease: Lease, key: dict[str, Any]) -> None:
         """{key_id, name, hash, body, created_s, expires_s, revoked_s}; `hash`, never the key."""

@@ -86,19 +86,6 @@ class EventRow(Base):
     fields: Mapped[dict[str, Any]]
 
 
-class RunRow(Base):
-    """An index of runs; the truth about a run is its record.json."""
-
-    __tablename__ = "runs"
-    run_id: Mapped[str] = mapped_column(String(128), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(31))
-    name: Mapped[str] = mapped_column(String(63), index=True)
-    state: Mapped[str] = mapped_column(String(31), index=True)
-    started_s: Mapped[float | None] = mapped_column(Float)
-    ended_s: Mapped[float | None] = mapped_column(Float)
-    record: Mapped[dict[str, Any]]
-
-
 class KeyRow(Base):
     """An API key: its hash, never the key."""
 
