@@ -102,7 +102,7 @@ class Scene:
             "run": "r", "recipe": "slow:Slow", "workers": "1..2", "batch": 32, "micro_batch": 8,
             "steps": 100_000, "checkpoint": {"every": 10_000, "keep": 2}, **changes,
         }  # fmt: skip
-        spec = RunSpec.model_validate(fields)
+        spec = self.spec = RunSpec.model_validate(fields)
         folder = open_folder(self.root, "r", "r")
 
         def work() -> None:
@@ -146,11 +146,31 @@ class Scene:
             )
         )
 
-    def stop_at(self, **changes) -> None:
+    def stop_at(self) -> None:
         self.thread.join(240)
         if self.error:
             raise self.error
         assert not self.thread.is_alive()
+
+    def same_as_undisturbed(self) -> None:
+        """The final parameters are those of one process that nothing happened to, bit for bit."""
+        import torch
+
+        from sundog.runs.checkpoint import Checkpoints
+        from sundog.runs.exchange import Alone
+        from sundog.runs.loop import Loop
+        from sundog.runs.recipe import resolve
+        from sundog.runs.saver import unpack
+
+        params = {**self.spec.params, "slow": 0}
+        recipe = resolve("slow:Slow", self.folder)(data=None, **params)
+        loop = Loop(self.spec, recipe)
+        loop.join(Alone())
+        assert loop.run().state == "finished"
+        ended = unpack(Checkpoints(self.root, "runs/r/checkpoints").latest())
+        whole = loop.model.state_dict()
+        assert whole.keys() == ended["model"].keys()
+        assert all(torch.equal(whole[name], ended["model"][name]) for name in whole)
 
     def close(self) -> None:
         import ray
@@ -202,6 +222,7 @@ def notice(scene: Scene) -> None:
     verdict = verify(scene.root, "r")
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 900)
     assert verdict.worlds == (1, 2)
+    scene.same_as_undisturbed()
     # Every worker, the standby too, had the secret; nothing that was stored or logged has it.
     for place in (Path(scene.folder, "root"), Path(scene.session)):
         for file in place.rglob("*"):
@@ -228,6 +249,7 @@ def raylet(scene: Scene) -> None:
     scene.stop_at()
     verdict = verify(scene.root, "r")
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 900)
+    scene.same_as_undisturbed()
 
 
 def silence(scene: Scene) -> None:
@@ -257,6 +279,7 @@ def silence(scene: Scene) -> None:
     scene.stop_at()
     verdict = verify(scene.root, "r")
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, 600)
+    scene.same_as_undisturbed()
 
 
 def notice_to_all(scene: Scene) -> None:
