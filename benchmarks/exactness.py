@@ -1,7 +1,8 @@
 """Exactness under change: a run with kills, lost nodes, notices and resizes beside an undisturbed one.
 
 Real processes and real gloo on this machine, `kill -9` for a lost worker. Says how many samples were
-lost or consumed twice, and how far losses and parameters are from those of the undisturbed run.
+lost or consumed twice, and how far losses and parameters are from those of the undisturbed run. With
+`--fast` the same for `exact: false`, which promises samples but no bits.
 
     python benchmarks/exactness.py --quick --json out.json
 """
@@ -67,16 +68,16 @@ class Digits(Recipe):
         return {"input": torch.zeros(2, 64)}
 
 
-def spec_of(steps: int) -> RunSpec:
+def spec_of(steps: int, exact: bool) -> RunSpec:
     return RunSpec.model_validate(
         {"run": "exact", "recipe": "exactness:Digits", "workers": f"1..{MOST}", "batch": 128,
-         "steps": steps, "checkpoint": {"every": 25, "keep": 2}}
+         "steps": steps, "exact": exact, "checkpoint": {"every": 25, "keep": 2}}
     )  # fmt: skip
 
 
-def undisturbed(steps: int, world: int) -> Ended:
-    with LocalGroup(Job(spec_of(steps), Digits)) as group:
-        group.grow(world)
+def undisturbed(spec: RunSpec) -> Ended:
+    with LocalGroup(Job(spec, Digits)) as group:
+        group.grow(1)
         group.form()
         ended = group.settle()
         assert set(ended) == {"finished"}, ended
@@ -84,15 +85,15 @@ def undisturbed(steps: int, world: int) -> Ended:
 
 
 def disturbed(
-    steps: int, faults: int, seed: int, root: str
+    spec: RunSpec, faults: int, seed: int, root: str
 ) -> tuple[Ended, dict[str, int], Account]:
     """The same run under `faults` faults at steps drawn from `seed`."""
-    rng = random.Random(seed)
+    rng, steps = random.Random(seed), spec.steps or 0
     at = sorted(rng.sample(range(3, steps - 3), faults))
     seen = dict.fromkeys(KINDS, 0)
     account = Account()
 
-    with LocalGroup(Job(spec_of(steps), Digits, root)) as group:
+    with LocalGroup(Job(spec, Digits, root)) as group:
         _timed(account, "startup", group, lambda: group.grow(2))
         for step in [*at, steps]:
             if group.step() >= step and step != steps:
@@ -138,15 +139,16 @@ def _timed(account: Account, why: str, group: LocalGroup, work) -> None:  # type
     account.lose(why, max(1, len(group.members)) * (time.monotonic() - began))
 
 
-def compare(steps: int, faults: int, seed: int) -> dict[str, object]:
-    whole = undisturbed(steps, 1)
+def compare(steps: int, faults: int, seed: int, exact: bool) -> dict[str, object]:
+    spec = spec_of(steps, exact)
+    whole = undisturbed(spec)
     with tempfile.TemporaryDirectory() as root:
-        ended, kinds, account = disturbed(steps, faults, seed, root)
+        ended, kinds, account = disturbed(spec, faults, seed, root)
         verdict = verify(open_root(root), "local")
     loss = max(abs(whole.curve[s] - v) for s, v in ended.curve.items())
     parameters = float(np.abs(whole.parameters - ended.parameters).max())
     return {
-        "seed": seed, "steps": steps, "lost": verdict.lost, "duplicated": verdict.duplicated,
+        "seed": seed, "steps": steps, "exact": exact, "lost": verdict.lost, "duplicated": verdict.duplicated,
         "max_loss_diff": loss, "max_param_diff": parameters, "faults": sum(kinds.values()),
         "kinds": kinds, "steps_compared": len(ended.curve), "worlds": list(verdict.worlds),
         "goodput": round(account.goodput, 4),
@@ -160,11 +162,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--fast", action="store_true", help="with exact: false")
     parser.add_argument("--quick", action="store_true", help="60 steps, 4 faults, two seeds")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     steps, faults = (60, 4) if arguments.quick else (arguments.steps, arguments.faults)
-    runs = [compare(steps, faults, seed) for seed in arguments.seeds]
+    runs = [compare(steps, faults, seed, not arguments.fast) for seed in arguments.seeds]
     worst: dict[str, object] = {
         key: max(r[key] for r in runs)  # type: ignore[type-var]
         for key in ("lost", "duplicated", "max_loss_diff", "max_param_diff")
