@@ -6,8 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from several_nodes import run_alone
 
@@ -88,6 +92,36 @@ def test_a_script_that_dies_is_started_again_and_goes_on(local_ray, folder, tmp_
     assert "ended with code -9: restart 1 of 1" in text
     assert "begins at 10 restart 1" in text
     assert "done at 30" in text
+
+
+@pytest.mark.slow
+def test_hugging_face_s_trainer_goes_on_from_its_own_checkpoint(local_ray, folder, tmp_path):
+    out, script = tmp_path / "out", "jobs/examples/hf_trainer.py"
+    killed: list[str] = []
+
+    def strike() -> None:
+        """kill -9 of the script, and not of its guard, once it has saved a checkpoint."""
+        deadline = time.monotonic() + 300
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.1)
+            saved = sorted(out.glob("checkpoint-*/trainer_state.json"))
+            for process in local_ray.processes() if saved else ():
+                with suppress(psutil.Error):
+                    if process.cmdline()[1:2] == [script]:
+                        process.kill()
+                        killed.append(saved[-1].parent.name)
+
+    entry = f"python jobs/guard.py --restarts 1 -- python {script} --output_dir {out}"
+    with ThreadPoolExecutor() as pool:
+        striking = pool.submit(strike)
+        code, text = job(local_ray, folder, f"{entry} --max_steps 160")
+        striking.result()
+    assert code == 0, text
+    assert killed
+    assert "begins with nothing" in text
+    assert "restart 1 of 1" in text
+    assert "begins with checkpoint-" in text
+    assert "done at 160" in text
 
 
 def test_a_script_that_always_fails_ends_the_job_with_its_word(local_ray, folder):
