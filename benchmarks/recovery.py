@@ -1,9 +1,10 @@
-"""Seconds from a fault to the next step, stage by stage: a worker, a node, a notice, the driver.
+"""Seconds from a fault to the next step, stage by stage: a worker, a node, a notice, the driver, the head.
 
 Starts a Ray of several one-CPU nodes on this machine (gloo, CPU), trains with two workers, and does
-real things to it: `kill -9` of a worker, of a node's raylet, of the driver, and a drain with a
-deadline through Ray's own API. Reads what the run's record says. Beside it, on request, Ray Train
-with its defaults: its workers all start again (`--stock`, minutes).
+real things to it: `kill -9` of a worker, of a node's raylet, of the driver, of the head (a new cluster
+is started, and the same run id), and a drain with a deadline through Ray's own API. Reads what the
+run's record says. Beside it, on request, Ray Train with its defaults: its workers all start again
+(`--stock`, minutes).
 
     python benchmarks/recovery.py --kinds worker notice --json out.json
 """
@@ -33,7 +34,7 @@ from sundog.storage.runs import RunFolder
 REPO = Path(__file__).resolve().parents[1]
 WAIT_S = 240.0
 MEMORY = 128 << 20
-KINDS = ("worker", "raylet", "notice", "driver")
+KINDS = ("worker", "raylet", "notice", "driver", "head")
 RECIPE = '''
 import time
 import numpy as np, torch
@@ -62,14 +63,17 @@ class Field:
     """A cluster with a head without CPUs and two nodes of one CPU, and one run on it."""
 
     def __init__(self, work: Path, stock: bool) -> None:
-        from ray.cluster_utils import Cluster
-
         self.work, self.stock = work, stock
         self.root = open_root(str(work / "root"))
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.open()
+
+    def open(self) -> None:
+        from ray.cluster_utils import Cluster
+
         head = {"num_cpus": 0, "object_store_memory": MEMORY}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.node(), self.node()]
-        self.driver: subprocess.Popen[bytes] | None = None
 
     def node(self) -> Any:
         return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
@@ -141,6 +145,8 @@ def strike(field: Field, kind: str) -> dict[str, Any]:
     before, grown = len(field.events(*changes)), len(field.events("run.resized"))
     if kind == "driver":
         return strike_driver(field)
+    if kind == "head":
+        return strike_head(field)
     index = next(i for i, n in enumerate(field.nodes) if workers(n))
     struck = time.time()
     if kind == "worker":
@@ -181,6 +187,26 @@ def strike_driver(field: Field) -> dict[str, Any]:
     field.driver.wait()
     while workers():
         time.sleep(0.02)
+    return begun_again(field, step, struck, "workers_gone")
+
+
+def strike_head(field: Field) -> dict[str, Any]:
+    """The GCS is killed, and with it all that ran: a new cluster, and the same run id."""
+    assert field.driver is not None
+    step = field.record()["step"]
+    struck = time.time()
+    field.cluster.head_node.kill_gcs_server(check_alive=False)
+    field.driver.kill()
+    field.driver.wait()
+    field.cluster.shutdown()
+    while workers():
+        time.sleep(0.02)
+    field.open()
+    return begun_again(field, step, struck, "cluster_up")
+
+
+def begun_again(field: Field, step: int, struck: float, stage: str) -> dict[str, Any]:
+    """The same run id is submitted now, when `stage` is over."""
     gone_s = time.time() - struck
     field.start(field.run.run_id)
     first = field.until(
@@ -190,7 +216,7 @@ def strike_driver(field: Field) -> dict[str, Any]:
     resumed = next(e for e in field.events("run.resumed") if e["at_s"] > struck)
     return {
         "fault_to_step_s": round(first["at_s"] - struck, 3),
-        "stage_workers_gone_s": round(gone_s, 3),
+        f"stage_{stage}_s": round(gone_s, 3),
         "stage_lease_and_driver_s": round(resumed["at_s"] - struck - gone_s, 3),
         "stage_workers_started_s": round(first["at_s"] - resumed["at_s"], 3),
         "steps_again": max(0, step + 1 - first["step"]),
@@ -254,7 +280,7 @@ def main() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         policies = {"sundog": measure(kinds, repeat, False)}
         if arguments.stock:
-            stock = [k for k in kinds if k != "driver"]
+            stock = [k for k in kinds if k not in ("driver", "head")]
             policies["ray train"] = measure(stock, max(1, repeat // 2), True)
     print(json.dumps(policies, indent=1))
     if arguments.json:
