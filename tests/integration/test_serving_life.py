@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
+from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 from serving_kit import (
     WIDTH,
     infer,
@@ -155,6 +159,34 @@ def test_a_file_beside_another_keeps_both_and_undeploying_removes_one(served, lo
     wait_for("404", lambda: httpx.get(url, trust_env=False).status_code == 404)
     wait_for("removed", lambda: "other--v1" not in serve_status(local_ray))
     assert infer(gateway, "life", ROWS)[0] == "3"
+
+
+def test_serves_own_port_in_a_replica_refuses_who_has_not_rays_token(served, local_ray):
+    token = Path(local_ray.endpoints.token_path).read_text().strip()
+    bearer = (("authorization", f"Bearer {token}"),)
+    refused = []
+    for process in processes(local_ray, "ServeReplica:"):
+        for connection in process.net_connections(kind="inet"):
+            if connection.status != psutil.CONN_LISTEN:
+                continue
+            port = connection.laddr.port
+            if asks_of_serve(port, bearer) in (None, grpc.StatusCode.UNIMPLEMENTED):
+                continue  # no gRPC, or Ray's own port of every worker
+            refused.append(asks_of_serve(port, ()))
+            assert asks_of_serve(port, (("authorization", "Bearer x"),)) == refused[-1]
+    assert len(refused) >= 2, "of a replica and of the gateway"
+    assert set(refused) == {grpc.StatusCode.UNAUTHENTICATED}
+
+
+def asks_of_serve(port, metadata):
+    """The status of a call as Serve makes it between deployments; None where nobody speaks gRPC."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = ASGIServiceStub(channel).HandleRequest
+        try:
+            call(ASGIRequest(), timeout=10, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code() if error.code() != grpc.StatusCode.UNAVAILABLE else None
+    return grpc.StatusCode.OK
 
 
 def test_everything_listens_on_loopback_and_private_sockets_are_private(served, local_ray):
