@@ -150,6 +150,11 @@ def start_worker(spec: ClusterSpec, cloud: str) -> list[str]:
         f"ulimit -n 65536; {exports(spec)} {_identity(cloud)} "
         f"ray start --address=$RAY_HEAD_IP:{RAY_PORT} --object-manager-port=8076"
     )
+    if cloud == "onprem" and len(spec.pools) == 1:
+        # Ray's provider for own machines knows no node types, which carry labels elsewhere.
+        [(name, pool)] = spec.pools.items()
+        labels = {"sundog.pool": name} | pool.labels
+        start += f" --labels={shlex.quote(','.join(f'{k}={v}' for k, v in labels.items()))}"
     out = [f"{exports(spec)} ray stop", start]
     if cloud in ("aws", "gcp", "azure"):
         out.append(_agent(spec, cloud, f"$RAY_HEAD_IP:{RAY_PORT}"))

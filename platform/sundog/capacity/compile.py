@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from sundog.capacity import compile_aws, compile_kuberay, compile_stock
+from sundog.capacity import compile_aws, compile_kuberay, compile_stock, reach
 from sundog.capacity.check import Bought, check, price_days, read_spec
-from sundog.errors import SpecError
 from sundog.market.prices import PriceBook
 
 
@@ -37,7 +36,7 @@ def compile_cluster(
     `name` is what the header calls the spec (else its path). SpecError names file, line and fix.
     """
     bought = check(read_spec(path), book)
-    spec, warnings = bought.spec, _warnings(bought, plain)
+    spec, warnings = bought.spec, reach.warnings(bought, plain)
     cloud = spec.cloud.name
     if cloud == "aws":
         documents = [compile_aws.compile_aws(bought, plain)]
@@ -64,27 +63,6 @@ class _Dumper(yaml.SafeDumper):
     ) -> yaml.MappingNode:
         one_line = isinstance(mapping, dict) and "quota" in mapping and "shape" in mapping
         return super().represent_mapping(tag, mapping, True if one_line else flow_style)
-
-
-def _warnings(bought: Bought, plain: bool) -> list[str]:
-    spec, out = bought.spec, []
-    if spec.cloud.name in ("gcp", "azure"):
-        out.append("validated, never run: no account was at hand to run it on")
-    elif spec.cloud.name == "kuberay":
-        out.append("validated, never run: one worker group per rung, and no fallback between them")
-    if plain and spec.cloud.name in ("aws", "gcp", "azure"):
-        out.append("Ray's own provider: a refused spot request is repeated, never sent elsewhere")
-        if spec.budget is not None:
-            out.append("the budget is checked by `plan` only; nothing enforces it here")
-    if "0.0.0.0/0" in spec.ssh.open_to or "::/0" in spec.ssh.open_to:
-        out.append("SSH is open to the whole internet, as ssh.open_to says")
-    if plain and spec.cloud.aws and not spec.network.security_group:
-        raise SpecError(
-            f"{bought.source.path}: --plain on AWS without network.security_group: Ray's own "
-            "provider would make a group with SSH open to 0.0.0.0/0",
-            "name one that you made, such as the one of cluster-configs/terraform/aws",
-        )
-    return out
 
 
 def _header(bought: Bought, name: str, plain: bool, warnings: list[str]) -> str:

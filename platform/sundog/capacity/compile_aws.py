@@ -31,7 +31,7 @@ def compile_aws(bought: Bought, plain: bool) -> dict[str, Any]:
     def node(shape: Shape, disk: Disk, market: str, name: str) -> dict[str, Any]:
         config = _node(spec, cloud, shape, disk, name, cloud.node_role)
         if market == "spot":
-            config["InstanceMarketOptions"] = spot_options()
+            config["InstanceMarketOptions"] = spot_options(spec.pools[name].max_price)
         return _placed(config, spec.pools[name], spec, plain)
 
     types |= worker_types(bought, node, plain)
@@ -71,13 +71,13 @@ def _provider(bought: Bought, cloud: AwsCloud, plain: bool) -> dict[str, Any]:
     return out
 
 
-def spot_options() -> dict[str, Any]:
-    return {
-        "MarketType": "spot",
-        "SpotOptions": {
-            "SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"
-        },
+def spot_options(max_price: float | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"
     }  # fmt: skip
+    if max_price is not None:
+        options["MaxPrice"] = f"{max_price:.4f}"
+    return {"MarketType": "spot", "SpotOptions": options}
 
 
 def _node(
@@ -88,7 +88,7 @@ def _node(
     pairs = [{"Key": k, "Value": v} for k, v in tags.items()]
     image = spec.image
     ebs = {
-        "VolumeSize": disk.size // GIB, "VolumeType": disk.kind, "Encrypted": True,
+        "VolumeSize": -(-disk.size // GIB), "VolumeType": disk.kind, "Encrypted": True,
         "DeleteOnTermination": True,
     }  # fmt: skip
     config: dict[str, Any] = {

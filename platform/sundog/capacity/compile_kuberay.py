@@ -126,11 +126,13 @@ def _group(
     if pool.one_zone:
         pod["affinity"] = _same_zone(bought.spec.cluster, pool_name)
     first = number == 1
+    idle = {} if pool.idle is None else {"idleTimeoutSeconds": int(pool.idle)}
     return {
         "groupName": f"{pool_name}-{offer.market}-{shape.name}".replace(".", "-").lower(),
         "replicas": pool.nodes.low if first else 0,
         "minReplicas": pool.nodes.low if first else 0,
         "maxReplicas": pool.nodes.high,
+        **idle,
         "rayStartParams": start,
         "labels": found,
         "template": {

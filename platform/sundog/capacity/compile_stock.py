@@ -12,6 +12,7 @@ from typing import Any
 from sundog.capacity import commands
 from sundog.capacity.check import Bought
 from sundog.capacity.compile_aws import MODULE
+from sundog.capacity.reach import gcp_disk
 from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_types
 from sundog.capacity.state import plans_to_dict
 from sundog.market.shapes import Shape
@@ -70,13 +71,13 @@ def _gcp_node(
 ) -> dict[str, Any]:
     spec = bought.spec
     # GCP always encrypts disks at rest; there is nothing to switch on.
-    kind = disk.kind if disk.kind.startswith("pd-") or "hyperdisk" in disk.kind else "pd-balanced"
+    kind = disk.kind if gcp_disk(disk.kind) else "pd-balanced"
     out: dict[str, Any] = {
         "machineType": shape.name,
         "disks": [{
             "boot": True, "autoDelete": True, "type": "PERSISTENT",
             "initializeParams": {
-                "diskSizeGb": disk.size // GIB,
+                "diskSizeGb": -(-disk.size // GIB),
                 "diskType": f"zones/{cloud.zone}/diskTypes/{kind}",
                 "sourceImage": spec.image.id if spec.image else GCP_IMAGE,
             },
@@ -132,8 +133,11 @@ def compile_azure(bought: Bought, plain: bool) -> dict[str, Any]:
         f"{commands.exports(spec)} pip install azure-identity azure-mgmt-compute "
         "azure-mgmt-network azure-mgmt-resource azure-common msrestazure"
     ]
+    auth = ssh_auth(spec, user)
+    if spec.ssh.private_key:
+        auth["ssh_public_key"] = f"{spec.ssh.private_key}.pub"  # Ray refuses one without the other
     return frame(
-        bought, provider, types, ssh_auth(spec, user), cloud="azure", elastic=not plain,
+        bought, provider, types, auth, cloud="azure", elastic=not plain,
         head_extra=extra,
     )  # fmt: skip
 
@@ -146,14 +150,16 @@ def _azure_node(
     # Managed disks are encrypted at rest by the platform; Ray's template has no further switch.
     arm: dict[str, Any] = {
         "vmSize": shape.name, "imagePublisher": publisher, "imageOffer": offer, "imageSku": sku,
-        "imageVersion": version or "latest", "osDiskSize": disk.size // GIB,
+        "imageVersion": version or "latest", "osDiskSize": -(-disk.size // GIB),
     }  # fmt: skip
     if pool == "head":
         arm["availability_zone"] = "none"
     if market == "spot":
         arm["priority"] = "Spot"
         arm["billingProfile"] = {"maxPrice": bought.spec.pools[pool].max_price or -1}
-    return {"azure_arm_parameters": arm}
+    # The provider's tags reach only the resource group; these go on each machine.
+    tags = {"sundog-cluster": bought.spec.cluster, **cloud.tags}
+    return {"azure_arm_parameters": arm, "tags": tags}
 
 
 def compile_onprem(bought: Bought, plain: bool) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sundog.capacity import reach
 from sundog.capacity.check import Bought, check, read_spec
 from sundog.capacity.state import PoolPlan
 from sundog.clock import WALL, Clock
@@ -67,12 +68,13 @@ class Plan:
     quotas: list[Quota]
     quotas_unknown: str = ""
     rework: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 def plan_cluster(
     path: str | Path, *, book: PriceBook | None = None, clock: Clock = WALL,
     allowed: dict[tuple[str, str], int] | None = None, why_not: str = "not asked",
-    records: Mapping[str, Record] | None = None,
+    records: Mapping[str, Record] | None = None, plain: bool = False,
 ) -> Plan:  # fmt: skip
     """The plan of the spec at `path`.
 
@@ -81,19 +83,21 @@ def plan_cluster(
     became of spot nodes before, by zone/shape, from `capacity.records`.
     """
     bought = check(read_spec(path), book, records=records)
-    spec = bought.spec
+    spec, warned = bought.spec, reach.warnings(bought, plain)
+    bought_here = spec.cloud.name in ("aws", "gcp", "azure")
     pools = [
         PoolTable(
             n, str(spec.pools[n].nodes), [_rung(i, o, bought, clock) for i, o in enumerate(p.offers, 1)],
-            fallback=spec.cloud.name in ("aws", "gcp", "azure"),
+            fallback=bought_here and not plain,
         )
         for n, p in bought.pools.items()
     ]  # fmt: skip
     low, high, full = _totals(bought)
+    refused = _refused(bought, high, held=bought_here and not plain)
     return Plan(
-        spec.cluster, spec.cloud.region, pools, low, high, full, spec.budget,
-        _refused(bought, high), _quotas(bought, allowed), "" if allowed is not None else why_not,
-        _evidence(bought, records or {}),
+        spec.cluster, spec.cloud.region, pools, low, high, full, spec.budget, refused,
+        _quotas(bought, allowed), "" if allowed is not None else why_not,
+        _evidence(bought, records or {}), warned,
     )  # fmt: skip
 
 
@@ -158,16 +162,15 @@ def _add(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a + b
 
 
-def _refused(bought: Bought, high: float | None) -> list[str]:
+def _refused(bought: Bought, high: float | None, held: bool) -> list[str]:
+    """`held`: our provider is there to refuse what passes the budget."""
     spec, out = bought.spec, []
     if spec.budget is not None and high is not None and high > spec.budget:
-        out.append(
-            f"at max ${high:.2f}/h, over the budget of ${spec.budget:.2f}/h: "
-            "launches stop there, whichever pool asks last"
-        )
+        then = "launches stop there, whichever pool asks last" if held else "nothing stops it here"
+        out.append(f"at max ${high:.2f}/h, over the budget of ${spec.budget:.2f}/h: {then}")
     for name, plan in bought.pools.items():
         blind = sum(o.ceiling_usd_hour is None for o in plan.offers)
-        if blind and spec.budget is not None:
+        if blind and spec.budget is not None and held:
             out.append(f"pool {name}: {blind} offers without any price are refused under a budget")
     if spec.cloud.name == "kuberay":
         out.append("a worker group that finds no node waits for ever: nothing falls back here")
@@ -218,6 +221,7 @@ def render(plan: Plan, all_rungs: bool = False) -> str:
         out.append(f"what the account has is not known: {plan.quotas_unknown}")
     if plan.rework:
         out.append(plan.rework)
+    out += [f"note: {w}" for w in plan.warnings]
     out.append("* (price + disk + cross-zone transfer) × (1 + expected re-work)")
     return "\n".join(out)
 

@@ -128,8 +128,9 @@ def up(
     from sundog.capacity.ready import make_ready
 
     out = Output(as_json)
+    _has_root(file)
     book = cluster_prices.book(prices)
-    out.say(render(_planned(file, book, True)).rstrip("\n"))
+    out.say(render(_planned(file, book, True, plain)).rstrip("\n"))
     target = _compiled(file, plain, book)
     confirm(f"Start this cluster with `ray up {target}`?", yes)
     for made in make_ready(file):
@@ -151,7 +152,20 @@ def down(file: Spec, yes: Yes = False, as_json: Json = False) -> None:
     out.data({"cluster": str(target), "state": "down"})
 
 
-def _planned(file: str, book: PriceBook | None, ask: bool) -> Plan:
+def _has_root(file: str) -> None:
+    """A cluster that names a root must be able to write to one: its ledger and its runs go there."""
+    from sundog.capacity.check import read_spec
+    from sundog.capacity.reach import root_fault
+
+    source = read_spec(file)
+    root = source.spec.root
+    if root and (fault := root_fault(root)):
+        raise source.fault(
+            ("root",), fault, "name your bucket (terraform output root), or leave `root` out"
+        )
+
+
+def _planned(file: str, book: PriceBook | None, ask: bool, plain: bool = False) -> Plan:
     from sundog.capacity.account import Allowed, allowed, observed
     from sundog.capacity.check import read_spec
     from sundog.capacity.plan import plan_cluster
@@ -160,7 +174,12 @@ def _planned(file: str, book: PriceBook | None, ask: bool) -> Plan:
     quotas = allowed(spec) if ask else Allowed(None, "not asked (--no-account)")
     records = observed(spec) if ask else None
     return plan_cluster(
-        file, book=book, allowed=quotas.vcpus, why_not=quotas.why_not, records=records
+        file,
+        book=book,
+        allowed=quotas.vcpus,
+        why_not=quotas.why_not,
+        records=records,
+        plain=plain,
     )
 
 

@@ -99,6 +99,7 @@ def test_compile_says_where_the_nodes_get_sundog_from(
         (["join", "specs/train.yaml"], "sundog cluster compile specs/train.yaml"),
         (["drain", "specs/train.yaml", "i-1", "--yes"], "sundog cluster compile"),
         (["logs", "specs/train.yaml"], "sundog cluster compile"),
+        (["up", "specs/train.yaml", "--yes"], "terraform output root"),
         (["plan", "specs/train.yaml", "--prices", "none.json"], "no such price file"),
         (["prices", "specs/none.yaml", "-o", "p.json"], "none.yaml"),
     ],
