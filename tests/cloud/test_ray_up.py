@@ -65,6 +65,7 @@ class RayUp:
         spec["ssh"] = {"key_name": "cloud", "private_key": str(cloud.folder / "key")}
         spec["network"] = {"internal": True, "subnets": cloud.subnets}
         spec["install"] = {"wheel": "none"}
+        spec.pop("root", None)  # so the ledger is the one that the head keeps
         spec["idle"] = "15s"
         spec["env"] = {"PATH": f"{BIN}:$PATH", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **AWS}
         path = folder / "specs" / "train.yaml"
@@ -92,8 +93,17 @@ class RayUp:
     def sundog(self, *command: str, limit_s: float = 300) -> Any:
         """A `sundog cluster` command on the spec, as a program reads it."""
         first, *rest = command
+        words = ("cluster", first, "specs/train.yaml", *rest)
+        return self._said(words, limit_s)
+
+    def costs(self) -> dict[str, float]:
+        """Node-hours by node type, from the ledger that the head keeps."""
+        words = ("cost", "--by", "node-type", "--cluster", "specs/train.yaml")
+        return {line["key"]: line["node_hours"] for line in self._said(words, 300)}
+
+    def _said(self, words: tuple[str, ...], limit_s: float) -> Any:
         done = subprocess.run(
-            [str(BIN / "sundog"), "cluster", first, "specs/train.yaml", *rest, "--json"],
+            [str(BIN / "sundog"), *words, "--json"],
             env=self.env, cwd=self.file.parent, capture_output=True, text=True, timeout=limit_s,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -229,10 +239,11 @@ def test_a_head_whose_ray_died_comes_up_again_without_orphan_or_duplicate(
 ) -> None:
     """Scenario 6, and what a person asks of a cluster that is up."""
     [head] = cloud.instances(pool="head")
-    # A task that holds the node's GPU while it is looked at, so that it is not idle and gone.
+    # Two nodes whose GPUs are held while they are looked at, so that they are not idle and gone.
     long_job = (
-        "import ray, time; ray.init(); "
-        "ray.get(ray.remote(num_gpus=1)(lambda: time.sleep(150)).remote())"
+        "import ray, time; from ray.util import placement_group; ray.init(); "
+        "two = placement_group([dict(CPU=1, GPU=1)] * 2, strategy='STRICT_SPREAD'); "
+        "two.wait(300); time.sleep(600)"
     )
     cluster.on_head(
         "ray job submit --no-wait --address http://127.0.0.1:8265 -- " + f'python -c "{long_job}"'
@@ -244,10 +255,16 @@ def test_a_head_whose_ray_died_comes_up_again_without_orphan_or_duplicate(
         assert status["usd_hour"] > 0
         return [n for n in status["nodes"] if n["pool"] == "a10g" and n["used"] == 1.0]
 
-    until(busy, 300)
-    [worker] = busy()
-    assert worker["market"] == "spot"
-    assert any("a10g" in line for line in cluster.sundog("logs"))
+    until(lambda: len(busy()) == 2, 300)
+    worker, other = busy()
+    assert worker["market"] == other["market"] == "spot"
+    # The head's ledger has them, and the head itself, which a laptop bought.
+    until(lambda: {k.split()[0] for k in cluster.costs()} == {"head", "a10g"}, 60)
+    # Their network, from one node's process to the other's: no CUDA here, so no GPU is waited for.
+    probed = cluster.sundog("probe", "a10g")
+    assert (probed["nodes"], probed["backend"]) == (2, "gloo")
+    assert probed["bus_gbyte_s"] > 0
+    assert any("a10g" in line for line in cluster.sundog("logs", "--lines", "5000"))
     joined = cluster.sundog("join")
     assert Path(joined["env"]["RAY_AUTH_TOKEN_PATH"]).read_text() == "1" * 64
     assert cluster.sundog("drain", worker["id"], "--yes")["state"] == "draining"
