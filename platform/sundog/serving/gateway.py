@@ -170,7 +170,7 @@ class Gateway:
             passes_openai=bool(upstreams),
         )  # fmt: skip
         captures = Capturer(hook_of(os.environ.get("SUNDOG_CAPTURE_HOOK", "")))
-        metrics.more = captures.text
+        metrics.more = lambda: [*captures.text(), *access.text()]
         calls = self.calls = Calls(
             routes, authoriser, metrics, access, observer, remembered, keys.limiter, captures
         )

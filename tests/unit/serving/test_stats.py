@@ -51,11 +51,27 @@ def test_the_access_log_is_json_lines_and_is_turned_over(tmp_path):
     assert not AccessLog(None).flush()
 
 
-def test_a_disk_that_refuses_costs_lines_only(tmp_path):
-    log = AccessLog(tmp_path / "gone" / "access.jsonl")
+def test_a_disk_that_refuses_costs_lines_only_and_is_said_once(tmp_path, caplog):
+    folder = tmp_path / "gone"
+    log = AccessLog(folder / "access.jsonl")
+    for _ in range(2):
+        log.add({})
+        log.flush()
+    assert log.lost == 2
+    assert "sundog_gateway_access_log_lost_total 2" in log.text()
+    [record] = caplog.records
+    assert str(folder) in record.getMessage()
+    assert "SUNDOG_ACCESS_LOG" in record.getMessage()
+    folder.mkdir()
     log.add({})
     log.flush()
-    assert log.lost == 1
+    assert (folder / "access.jsonl").read_text() == "{}\n"
+    assert log.lost == 2
+    (folder / "access.jsonl").unlink()
+    folder.rmdir()
+    log.add({})
+    log.flush()
+    assert len(caplog.records) == 2, "it failed anew"
 
 
 def test_sizes_of_calls_are_so_many_series_at_most():
