@@ -30,7 +30,7 @@ WARM_UP_S = 60.0
 LOG_EVERY_S = 10.0
 """How often a failing model's traceback is logged: all of them would fill the disk."""
 _NO_MORE = object()
-_INPUT_FAULTS = (frames.BadFrame, BadTensor, ValueError, KeyError, OverflowError)
+_INPUT_FAULTS = (frames.BadFrame, BadTensor, ValueError, KeyError)
 
 log = logging.getLogger("sundog.replica")
 
