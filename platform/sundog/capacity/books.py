@@ -68,7 +68,6 @@ class Books:
 
         `buying` are the tokens of purchases under way: their answer writes the launch.
         """
-        self._write_kept()
         with self._lock:
             # Kept until the ledger is read, though it may be gone by then.
             self._sighted |= {
@@ -134,29 +133,41 @@ class Books:
         at_s = self.clock.now_s() if at_s is None else at_s
         self._append(Entry(kind, at_s, machine.id, self.cluster, usd_hour, about))
 
-    def _append(self, entry: Entry) -> bool:
-        try:
-            self.ledger.append(entry)
-        except (OSError, SundogError) as error:
-            # The instance is there whether or not it is written down; its tags say so too.
-            self._tell(str(entry.about.get("pool", "")), f"{entry.node} not written, kept: {error}")
-            with self._lock:
-                self._unwritten.append(entry)
-                del self._unwritten[:-MOST_KEPT]
-                self._again_s = self.clock.now_s() + AGAIN_S
-            return False
-        return True
-
-    def _write_kept(self) -> None:
+    def _append(self, entry: Entry) -> None:
         with self._lock:
-            if not self._unwritten or self.clock.now_s() < self._again_s:
+            if self._unwritten:
+                # A ledger that was away may be so still: what is bought does not wait for it.
+                self._keep([entry])
                 return
-            kept, self._unwritten = self._unwritten, []
-        for i, entry in enumerate(kept):
-            if not self._append(entry):  # it keeps that one; the others wait behind it
+        self._try([entry])
+
+    def _try(self, entries: list[Entry]) -> None:
+        for i, entry in enumerate(entries):
+            try:
+                self.ledger.append(entry)
+            except (OSError, SundogError) as error:
+                # The instance is there whether or not it is written down; its tags say so too.
                 with self._lock:
-                    self._unwritten += kept[i + 1 :]
+                    self._keep(entries[i:])
+                    self._again_s = self.clock.now_s() + AGAIN_S
+                pool = str(entry.about.get("pool", ""))
+                self._tell(pool, f"{entry.node} not written, kept: {error}")
                 return
+
+    def _keep(self, entries: list[Entry]) -> None:
+        self._unwritten += entries
+        del self._unwritten[:-MOST_KEPT]
+
+    def due(self) -> bool:
+        """Whether entries are kept that the ledger may take by now."""
+        with self._lock:
+            return bool(self._unwritten) and self.clock.now_s() >= self._again_s
+
+    def write_kept(self) -> None:
+        """Try again what could not be written. May take as long as a ledger that is away does."""
+        with self._lock:
+            kept, self._unwritten = self._unwritten, []
+        self._try(kept)
 
 
 def _machine(entry: Entry) -> Machine:

@@ -57,7 +57,7 @@ class Upkeep:
     def step(self) -> None:
         """Begin what is due. Returns at once."""
         with self._lock:  # one of the threads that list nodes at once begins it
-            if self._at_work or self._clock.now_s() < min(self._prices_s, self._records_s):
+            if self._at_work or not self._due():
                 return
             self._at_work = True
         try:
@@ -66,9 +66,15 @@ class Upkeep:
             self._at_work = False
             logger.warning("prices and ledger not refreshed: %s", error)
 
+    def _due(self) -> bool:
+        by_time = self._clock.now_s() >= min(self._prices_s, self._records_s)
+        return by_time or self._buyer.books.due()
+
     def _work(self) -> None:
         try:
             now_s = self._clock.now_s()
+            if self._buyer.books.due():
+                self._buyer.books.write_kept()
             if now_s >= self._records_s:
                 self._records_s = now_s + RECORDS_EVERY_S
                 self._read_ledger(now_s)

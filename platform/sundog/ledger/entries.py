@@ -5,16 +5,17 @@ An entry is written once, under a name of its own in the storage root or as one 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sundog.errors import Corrupt, FormatTooNew
+from sundog.errors import AlreadyExists, Corrupt, FormatTooNew
 
 FORMAT = 1
 Kind = Literal["launch", "terminate", "price", "interruption"]
@@ -81,15 +82,21 @@ class _Keeps(_Reads, Protocol):
 
 
 class RootLedger:
-    """Entries as objects of their own, `ledger/<day>/<time>-<id>.json`: object stores cannot append."""
+    """Entries as objects of their own, `ledger/<day>/<time>-<id>.json`: object stores cannot append.
+
+    The id is the entry's hash: one whose writing was not answered, or that two heads found out, is
+    there once.
+    """
 
     def __init__(self, root: _Keeps) -> None:
         self._root = root
 
     def append(self, entry: Entry) -> None:
         day = datetime.fromtimestamp(entry.at_s, UTC).date().isoformat()
-        name = f"{entry.at_s:.3f}-{uuid.uuid4().hex[:12]}"
-        self._root.create(f"ledger/{day}/{name}.json", entry.to_json().encode())
+        data = entry.to_json().encode()
+        name = f"{entry.at_s:.3f}-{hashlib.sha256(data).hexdigest()[:12]}"
+        with contextlib.suppress(AlreadyExists):
+            self._root.create(f"ledger/{day}/{name}.json", data)
 
     def since(self, start_s: float) -> Iterator[Entry]:
         first = datetime.fromtimestamp(start_s, UTC).date().isoformat()

@@ -45,8 +45,10 @@ class Shared:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.away = False
+        self.asked = 0
 
     def append(self, entry: Entry) -> None:
+        self.asked += 1
         if self.away:
             raise StorageUnavailable("the bucket is away")
         self.entries.append(entry)
@@ -252,6 +254,7 @@ def test_entries_that_could_not_be_written_are_written_later_and_once(world: Wor
     [node] = world.buy()
     world.elastic.terminate_node(node)
     assert any("is away" in d["why"] for d in world.elastic.state()["decisions"])
+    assert world.ledger.asked == 1, "nothing waits for a ledger that has just been away"
     world.ledger.away = False
     world.look()
     assert world.ledger.entries == [], "a root that was away is not asked at every listing"

@@ -85,6 +85,14 @@ def test_in_a_storage_root_every_entry_is_an_object_of_its_own() -> None:
     assert all(json.loads(v)["format"] == 1 for v in made.values())
 
 
+def test_an_entry_that_is_written_twice_is_in_the_root_once(tmp_path: Path) -> None:
+    """Its first writing may not have been answered, or two heads found the same machine."""
+    root = open_root(f"file://{tmp_path}")
+    for entry in (*entries(), *entries()):
+        RootLedger(root).append(entry)
+    assert sorted(read_root(root), key=repr) == sorted(entries(), key=repr)
+
+
 def test_what_one_root_took_in_comes_out_in_the_order_of_time(tmp_path: Path) -> None:
     root = open_root(f"file://{tmp_path}")
     for entry in reversed(entries()):
