@@ -8,18 +8,27 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from serving_kit import (
     WIDTH,
     ask_control,
     three_kinds,
     wait_for,
+    write_deployment,
     x_body,
 )
 
+from sundog.control import serve_files
+from sundog.storage.models import Registry
+from sundog.storage.programs import export_program
+from sundog.storage.root import open_root
+
+REPO = Path(__file__).parents[2]
 ROWS = [[1.0, 2.0, 3.0, 4.0]]
 
 
@@ -149,6 +158,30 @@ def test_parts_are_streamed_as_events(gateway):
         gateway, "/predict/scale", json={"x": ROWS[0]}, headers={"accept": "text/event-stream"}
     )
     assert parts == [{"y": [2.0, 4.0, 6.0, 8.0]}]
+
+
+def test_a_language_model_writes_on_in_parts(gateway, local_ray, tmp_path):
+    sys.path.insert(0, str(REPO))
+    from jobs.examples.writer.register import register
+    from jobs.recipes.gpt import Gpt
+
+    root, recipe = open_root(local_ray.endpoints.root), Gpt(context=16, width=8, depth=1, heads=2)
+    torch.manual_seed(0)
+    signature = export_program(recipe.model().eval(), recipe.example_inputs(), tmp_path / "m.pt2")
+    Registry(root).import_export("clients-gpt", tmp_path / "m.pt2", signature)
+    assert register(root, "clients-gpt@1").ref == "clients-gpt-writer@1"
+    spec = {"service": "writer", "model": "clients-gpt-writer@champion", "allow_code": True}
+    serve_files.deploy_file(
+        write_deployment(tmp_path / "w.yaml", spec), local_ray.endpoints.dashboard
+    )
+    url = f"{gateway}/v2/models/writer/ready"
+    wait_for("writer ready", lambda: httpx.get(url, trust_env=False).is_success)
+    path, text = "/v2/models/writer/generate_stream", {"text_input": "The with statement"}
+    answer, parts = events(gateway, path, json=text)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert 50 < len(parts) <= 200  # bytes that are no character of their own come together
+    assert events(gateway, path, json=text)[1] == parts
+    assert events(gateway, path, json={"text_input": "Else"})[1] != parts
 
 
 def test_generate_answers_whole_and_says_where_parts_are(gateway):
