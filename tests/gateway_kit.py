@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from sundog.security.keys import KeyRing
+from sundog.serving import feedback
 from sundog.serving import sockets as sockets_module
 from sundog.serving.calls import Calls
 from sundog.serving.gateway import bind_privately
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
 from sundog.serving.pages import build_pages
+from sundog.serving.passthrough import Passthrough
 from sundog.serving.reach import Reach
 from sundog.serving.routes import Routes
 from sundog.serving.runner import Runner
@@ -70,8 +72,13 @@ def route_of(name: str, served: Served) -> dict[str, Any]:
 
 
 @contextmanager
-def gateway_of(services: Mapping[str, Served], path: Path | None = None) -> Iterator[Running]:
-    """On a free port, or on the Unix socket `path` as one of several gateways."""
+def gateway_of(
+    services: Mapping[str, Served],
+    path: Path | None = None,
+    openai: Callable[[Calls], Passthrough] | None = None,
+) -> Iterator[Running]:
+    """On a free port, or on the Unix socket `path` as one of several gateways. `openai`: makes what
+    answers below `/v1`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sockets_module, "_socket_parent", lambda: None)
         servers = {n: SocketServer(Runner(s.model, s.signature)) for n, s in services.items()}
@@ -87,9 +94,10 @@ def gateway_of(services: Mapping[str, Served], path: Path | None = None) -> Iter
         routes, metrics, keys = Routes(reaching(watch)), Metrics(), KeyRing()
         documents = {n: route_of(n, s) for n, s in services.items()}
         routes.apply({"epoch": 1, "version": 1, "services": documents, "keys": []})
-        app = GatewayApp(
-            Calls(routes, keys, metrics, limiter=keys.limiter), build_pages(routes, metrics)
-        )
+        calls = Calls(routes, keys, metrics, limiter=keys.limiter)
+        scores = feedback.router(calls.remembered, calls.observer, keys)
+        pages = build_pages(routes, metrics, keys, scores, passes_openai=openai is not None)
+        app = GatewayApp(calls, pages, openai(calls) if openai is not None else None)
         while not all(r.versions["1"].ready for r in routes.services.values()):
             await asyncio.sleep(0.01)
         sweeping = asyncio.create_task(routes.sweep_forever())

@@ -54,7 +54,7 @@ class Outside(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """(Ray, a token) with one service, on an address that others reach."""
+    """(Ray, a token, one for everything) with one service, on an address that others reach."""
     private = rsa.generate_private_key(65537, 2048)
     made = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(private.public_key()))
     Outside.keys = {"keys": [{**made, "kid": "k", "alg": "RS256"}]}
@@ -65,6 +65,8 @@ def world(tmp_path_factory):
     claims = {"iss": "https://login.example", "aud": "sundog", "sub": "ann",
               "exp": time.time() + 900, "sundog_services": ["outside", "chat"]}  # fmt: skip
     token = jwt.encode(claims, private, "RS256", headers={"kid": "k"})
+    claims["sundog_services"] = "*"
+    whole = jwt.encode(claims, private, "RS256", headers={"kid": "k"})
     tmp = tmp_path_factory.mktemp("outside")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUNDOG_OIDC", json.dumps(oidc))
@@ -81,7 +83,7 @@ def world(tmp_path_factory):
             )
             said = sundog(ray, "deploy", file, "--wait", "0")
             assert said.returncode == 0, said.stderr
-            yield ray, token
+            yield ray, token, whole
     server.shutdown()
 
 
@@ -97,7 +99,7 @@ def url(ray, path):
 
 
 def test_a_token_opens_every_protocol_and_nothing_else_does(world):
-    ray, token = world
+    ray, token, _ = world
     headers = {"authorization": f"Bearer {token}"}
     infer = url(ray, "/v2/models/outside/infer")
     body = x_body([[1.0] * WIDTH])
@@ -116,14 +118,17 @@ def test_a_token_opens_every_protocol_and_nothing_else_does(world):
 
 
 def test_an_upstream_is_asked_with_our_limits_and_without_our_token(world):
-    ray, token = world
+    ray, token, whole = world
     with openai.OpenAI(base_url=url(ray, "/v1"), api_key=token, max_retries=0) as client:
         answer = client.embeddings.create(model="chat", input="x", encoding_format="float")
     assert answer.data[0].embedding == [0.25]
     assert token not in str(Outside.asked)
-    text = httpx.get(
-        url(ray, "/metrics"), headers={"authorization": f"Bearer {token}"}, trust_env=False
-    ).text
+    status, text = 0, ""
+    for each in (token, whole):
+        headers = {"authorization": f"Bearer {each}"}
+        answer = httpx.get(url(ray, "/metrics"), headers=headers, trust_env=False)
+        status, text = status or answer.status_code, answer.text
+    assert status == 403, "it tells of all services"
     assert 'sundog_gateway_tokens_total{service="chat",key="jwt",kind="input"} 7' in text
     paths = httpx.get(url(ray, "/openapi.json"), trust_env=False).json()["paths"]
     assert "/v1/chat/completions" in paths

@@ -16,7 +16,9 @@ from sundog.security.limits import Limiter
 from sundog.serving.access_log import AccessLog
 from sundog.serving.capture import Capturer, Rule
 from sundog.serving.contract import Parsed
+from sundog.serving.departures import Departures
 from sundog.serving.feedback import Remembered
+from sundog.serving.http_body import Receive
 from sundog.serving.lane import NotServed, Outputs
 from sundog.serving.observe import Observer
 from sundog.serving.routes import Routes, VersionRoute
@@ -40,6 +42,8 @@ class Call:
     service: str = ""
     version: str = ""
     identity: Identity = ANONYMOUS
+    receive: Receive | None = None
+    """Over HTTP: what says that the client has left"""
     span: Any = None
     """Of OpenTelemetry, where requests are traced"""
     trace: str | None = None
@@ -69,6 +73,7 @@ class Calls:
         self.remembered = Remembered() if remembered is None else remembered
         self.limiter = limiter or Limiter()
         self.captures = captures or Capturer()
+        self.departures = Departures()
         self.traces: Traces | None = None
         self.closing = False
 
@@ -76,15 +81,31 @@ class Calls:
     def ready(self) -> bool:
         return self.routes.loaded.is_set() and not self.closing
 
-    def authorise(self, headers: Headers, service: str) -> Identity:
-        """Who asks; with a service, counted against the key's rate. Raises NotServed (401, 403, 429)."""
+    def authorise(self, call: Call, headers: Headers, service: str) -> None:
+        """Who asks for a service is noted, and counted against their limits. Raises NotServed (401,
+        403, 429)."""
+        # Anybody may make names up: only those that are served become a series and a line.
+        if service in self.routes.services:
+            call.service = service
         verdict = self.authoriser.authorise(headers, service)
         if isinstance(verdict, Refusal):
-            # Anybody may make names up: only those that are served become a series.
-            known = service if service in self.routes.services else ""
-            self.metrics.refused(known, verdict.status)
-            raise NotServed(verdict.status, verdict.message, verdict.retry_after_s)
+            call.identity = Identity(verdict.key_id)
+            raise self._refused(call.service, verdict)
+        call.identity = verdict
+
+    def look(self, headers: Headers, service: str = "") -> Identity:
+        """Who wants to see what is served; nothing is counted. Raises NotServed (401, 403)."""
+        verdict = self.authoriser.authorise(headers, "")
+        if not isinstance(verdict, Refusal) and service and not verdict.may(service):
+            key_id = verdict.key_id
+            verdict = Refusal(403, f"key {key_id} is not for service {service!r}", key_id=key_id)
+        if isinstance(verdict, Refusal):
+            raise self._refused(service if service in self.routes.services else "", verdict)
         return verdict
+
+    def _refused(self, service: str, refusal: Refusal) -> NotServed:
+        self.metrics.refused(service, refusal.key_id, refusal.status)
+        return NotServed(refusal.status, refusal.message, refusal.retry_after_s)
 
     def begin(self, call: Call) -> None:
         """The request is here: its span begins, where requests are traced."""
@@ -114,10 +135,18 @@ class Calls:
         route = self.routes.services.get(call.service)
         later = may_wait(call)
         parsed.trace = call.trace
-        if route is None or (route.shadow is None and not route.labels and route.capture is None):
-            return await chosen.lane.call(parsed, later)
         began_s = WALL.monotonic_s()
-        outputs = await chosen.lane.call(parsed, later)
+        answer = chosen.lane.call(parsed, later)
+        if call.receive is None:
+            outputs = await answer
+        else:
+            self.departures.add(answer, call.receive)
+            try:
+                outputs = await answer
+            finally:
+                self.departures.remove(answer)
+        if route is None or (route.shadow is None and not route.labels and route.capture is None):
+            return outputs
         name, observer = call.service, self.observer
         if route.capture is not None and self.captures.chosen(route.capture):
             self._capture(route.capture, call, chosen, parsed, outputs)
@@ -149,7 +178,12 @@ class Calls:
         self.limiter.tokens(call.identity.key_id, count)
 
     def note(self, call: Call, status: int, size: int, seconds: float) -> None:
-        """One request to a service has ended. `size`: bytes of its answer."""
+        """One request has ended; who named no service that is here is in no log and no metric.
+        `size`: bytes of its answer."""
+        if not call.service:
+            if call.span is not None:
+                self._note_trace(call, status, {})
+            return
         key = call.identity.key_id
         self.metrics.count(call.service, call.version, key, status, seconds)
         if status >= 500 and call.identity.counted:
@@ -177,7 +211,7 @@ class Calls:
         entry["trace"] = f"{call.span.get_span_context().trace_id:032x}"
         attributes = {
             "sundog.service": call.service, "sundog.version": call.version,
-            "sundog.key": call.identity.key_id, "sundog.request_id": entry["id"],
+            "sundog.key": call.identity.key_id, "sundog.request_id": call.request_id.decode(),
         }  # fmt: skip
         end(call.span, status, attributes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sundog import __version__
+from sundog.security.authoriser import Identity
 from sundog.serving.routes import Routes, ServiceRoute, VersionRoute
 
 EXTENSIONS = [
@@ -46,11 +47,11 @@ def config(name: str, version: VersionRoute) -> dict[str, Any]:
 
 
 def statistics(
-    routes: Routes, name: str | None = None, version: str | None = None
+    routes: Routes, seen_by: Identity, name: str | None = None, version: str | None = None
 ) -> dict[str, Any]:
-    """Of everything, of one service, or of one of its versions. Raises BadRequest."""
+    """Of everything that they may see, of one service, or of one of its versions. Raises BadRequest."""
     if name is None:
-        chosen = [(n, found) for n, _, found in _served(routes)]
+        chosen = [(n, found) for n, _, found in _served(routes, seen_by)]
     else:
         route, _ = routes.find_version(name, version)
         versions = [version] if version else sorted(route.versions)
@@ -58,7 +59,7 @@ def statistics(
     return {"model_stats": [v.lane.stats.document(n, v.version) for n, v in chosen]}
 
 
-def index(routes: Routes, only_ready: bool) -> list[dict[str, str]]:
+def index(routes: Routes, seen_by: Identity, only_ready: bool) -> list[dict[str, str]]:
     """The protocol's repository index: every version, READY or UNAVAILABLE with its reason."""
     rows = [
         {
@@ -66,14 +67,15 @@ def index(routes: Routes, only_ready: bool) -> list[dict[str, str]]:
             "state": "READY" if found.ready else "UNAVAILABLE",
             "reason": "" if found.ready else routes.services[name].document["message"],
         }
-        for name, version, found in _served(routes)
+        for name, version, found in _served(routes, seen_by)
     ]  # fmt: skip
     return [r for r in rows if r["state"] == "READY"] if only_ready else rows
 
 
-def _served(routes: Routes) -> list[tuple[str, str, VersionRoute]]:
+def _served(routes: Routes, seen_by: Identity) -> list[tuple[str, str, VersionRoute]]:
     return [
         (name, version, found)
         for name, route in sorted(routes.services.items())
+        if seen_by.may(name)
         for version, found in sorted(route.versions.items())
     ]

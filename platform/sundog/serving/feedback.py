@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from sundog.clock import WALL, Clock
 from sundog.security.authoriser import Authoriser, Refusal
+from sundog.serving import openapi
 from sundog.serving.contract import BadRequest
 from sundog.serving.http_body import BODY_TIMEOUT_S
 from sundog.serving.observe import Observer
@@ -94,7 +95,10 @@ def router(remembered: Remembered, observer: Observer, authoriser: Authoriser) -
         observer.scored(service, version, age_s, score)
         return {"service": service, "version": version, "score": score}
 
-    @routes.post("/feedback", summary="How good an answer was, by its x-request-id: 0 to 1")
+    @routes.post(
+        "/feedback", summary="How good an answer was, by its x-request-id: 0 to 1",
+        openapi_extra=openapi.SCORE, responses=openapi.faults("400 401 403 404 408 409 413 429"),
+    )  # fmt: skip
     async def feedback(request: Request) -> Response:
         verdict = authoriser.authorise(request.headers.raw, "")
         if isinstance(verdict, Refusal):

@@ -38,13 +38,14 @@ from sundog.serving.inbound import Inbound
 from sundog.serving.lane import Lane
 from sundog.serving.observe import Observer
 from sundog.serving.pages import build_pages
-from sundog.serving.passthrough import Passthrough, upstreams_of
+from sundog.serving.passthrough import Passthrough
 from sundog.serving.places import HEAD, here, parse_address
 from sundog.serving.reach import Reach, data_path
 from sundog.serving.routes import Routes
 from sundog.serving.siblings import Siblings
 from sundog.serving.sockets import private_folder
 from sundog.serving.stats import Metrics
+from sundog.serving.upstreams import upstreams_of
 
 BIND_TIMEOUT_S = 5.0
 DRAIN_S = 15.0
@@ -166,7 +167,7 @@ class Gateway:
         authoriser: Authoriser = tokens or keys
         upstreams = upstreams_of(os.environ.get("SUNDOG_UPSTREAMS", ""))
         pages = build_pages(
-            routes, metrics, feedback.router(remembered, observer, authoriser),
+            routes, metrics, authoriser, feedback.router(remembered, observer, authoriser),
             passes_openai=bool(upstreams),
         )  # fmt: skip
         captures = Capturer(hook_of(os.environ.get("SUNDOG_CAPTURE_HOOK", "")))

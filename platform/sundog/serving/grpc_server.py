@@ -20,12 +20,15 @@ from tritonclient.grpc import service_pb2_grpc as service
 
 from sundog.clock import WALL
 from sundog.errors import ServiceError
+from sundog.security.authoriser import Identity
 from sundog.security.tls import Certificate
 from sundog.serving import describe
-from sundog.serving.calls import Call, Calls, may_wait, request_id_of
+from sundog.serving.calls import Call, Calls, may_wait
 from sundog.serving.contract import BadRequest
 from sundog.serving.generate import parts_of
-from sundog.serving.grpc_messages import STATUS, final, read_infer, wants_empty_final, write_infer
+from sundog.serving.grpc_guard import Guard, failed, named, pairs, refusals
+from sundog.serving.grpc_messages import final, read_infer, wants_empty_final, write_infer
+from sundog.serving.http_body import CLIENT_GONE
 from sundog.serving.lane import NotServed
 from sundog.serving.tensors import BadTensor
 
@@ -34,6 +37,8 @@ MAX_MESSAGE = 128 * 2**20
 BIND_TIMEOUT_S = 5.0
 MAX_CONCURRENT = 64
 """Requests of one ModelStreamInfer that are worked on at a time."""
+MAX_RPCS = 4096
+"""Calls and streams of all clients at a time; beyond it, RESOURCE_EXHAUSTED."""
 
 
 @dataclass
@@ -52,61 +57,65 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
     # -- what is there
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
+        named(context)
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
+        named(context)
         return pb.ServerReadyResponse(ready=self._calls.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        named(context)
         return ParseDict(describe.server(), pb.ServerMetadataResponse())
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
-        async with _refusals(context):
-            self._may_look(context)
+        async with refusals(context):
+            self._look(context, request.name)
             try:
-                _, found = self._calls.routes.find_version(request.name, request.version or None)
+                route, found = self._calls.routes.find_version(
+                    request.name, request.version or None
+                )
             except BadRequest:
-                found = None
-            return pb.ModelReadyResponse(ready=found is not None and found.ready)
+                return pb.ModelReadyResponse(ready=False)
+            return pb.ModelReadyResponse(ready=route.is_ready(found))
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
-        async with _refusals(context):
+        async with refusals(context):
             route, found = await self._find(request, context)
             return ParseDict(describe.metadata(route, found), pb.ModelMetadataResponse())
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
-        async with _refusals(context):
+        async with refusals(context):
             _, found = await self._find(request, context)
             config = describe.config(request.name, found)
             return ParseDict({"config": config}, pb.ModelConfigResponse())
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:
-        async with _refusals(context):
-            self._may_look(context)
+        async with refusals(context):
             document = describe.statistics(
-                self._calls.routes, request.name or None, request.version or None
-            )
+                self._calls.routes, self._look(context, request.name),
+                request.name or None, request.version or None,
+            )  # fmt: skip
             return ParseDict(document, pb.ModelStatisticsResponse())
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
-        async with _refusals(context):
-            self._may_look(context)
-            rows = describe.index(self._calls.routes, request.ready)
+        async with refusals(context):
+            rows = describe.index(self._calls.routes, self._look(context), request.ready)
             return ParseDict({"models": rows}, pb.RepositoryIndexResponse())
 
     async def _find(self, request: Any, context: Any) -> Any:
-        self._may_look(context)
+        self._look(context, request.name)
         route, found = self._calls.routes.find_version(request.name, request.version or None)
         return route, found or await self._calls.hold(request.name)
 
-    def _may_look(self, context: Any) -> None:
-        self._calls.authorise(_metadata(context), "")
+    def _look(self, context: Any, service: str = "") -> Identity:
+        return self._calls.look(pairs(context.invocation_metadata()), service)
 
     # -- inference
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        async with _refusals(context):
-            call = self._open(request, context)
+        async with refusals(context) as (headers, request_id):
+            call = Call(headers, request_id)
             async with self._noted(call) as noted:
                 chosen = await self._choose(call, request)
                 parsed = read_infer(chosen.contract, request)
@@ -115,22 +124,12 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 noted.size = response.ByteSize()
                 return response
 
-    def _open(self, request: Any, context: Any) -> Call:
-        headers = dict(_metadata(context))
-        call = Call(headers, request_id_of(headers))
-        self._calls.begin(call)
-        with contextlib.suppress(RuntimeError):  # set already, by the first of a stream
-            context.set_trailing_metadata((("x-request-id", call.request_id.decode()),))
-        return call
-
     async def _choose(self, call: Call, request: Any) -> Any:
         calls, name = self._calls, request.model_name
-        call.identity = calls.authorise(call.headers.items(), name)
+        calls.authorise(call, call.headers.items(), name)
         route = calls.routes.find(name)
         if request.model_version:
             calls.routes.find_version(name, request.model_version)
-        # Only now: what a caller makes up is no name for metrics and the log.
-        call.service = name
         if request.ByteSize() > route.max_body:
             raise BadRequest(
                 f"the message is over {route.max_body} bytes, the service's max_body", 413
@@ -142,10 +141,11 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
         answers: asyncio.Queue[Any] = asyncio.Queue(MAX_CONCURRENT)
         places = asyncio.Semaphore(MAX_CONCURRENT)
         tasks: set[asyncio.Task[None]] = set()
+        headers, request_id = named(context)
 
         async def work(request: Any) -> None:
             try:
-                await self._answer(request, context, answers.put)
+                await self._answer(request, Call(headers, request_id), answers.put)
             finally:
                 places.release()
 
@@ -167,9 +167,14 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 task.cancel()
 
     async def _answer(
-        self, request: Any, context: Any, put: Callable[[Any], Awaitable[None]]
+        self, request: Any, call: Call, put: Callable[[Any], Awaitable[None]]
     ) -> None:
-        call = self._open(request, context)
+        async def refuse(message: str) -> None:
+            refusal = pb.ModelStreamInferResponse(error_message=message)
+            refusal.infer_response.id = request.id
+            refusal.infer_response.model_name = request.model_name
+            await put(refusal)
+
         try:
             async with self._noted(call):
                 chosen = await self._choose(call, request)
@@ -190,13 +195,13 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 if wants_empty_final(request):
                     await put(_part(final(chosen.contract, parsed), True))
         except (BadRequest, NotServed, BadTensor) as error:
-            failed = pb.ModelStreamInferResponse(error_message=str(error))
-            failed.infer_response.id = request.id
-            failed.infer_response.model_name = request.model_name
-            await put(failed)
+            await refuse(str(error))
+        except Exception:  # noqa: BLE001 - logged
+            await refuse(failed(call.request_id))
 
     @contextlib.asynccontextmanager
     async def _noted(self, call: Call) -> AsyncIterator[Noted]:
+        self._calls.begin(call)
         noted = Noted()
         began_s, status = WALL.monotonic_s(), 200
         try:
@@ -208,25 +213,13 @@ class Inference(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
             status = 400
             raise
         except asyncio.CancelledError:
-            status = 499
+            status = CLIENT_GONE
+            raise
+        except Exception:
+            status = 500
             raise
         finally:
-            if call.service:
-                self._calls.note(call, status, noted.size, WALL.monotonic_s() - began_s)
-
-
-@contextlib.asynccontextmanager
-async def _refusals(context: Any) -> AsyncIterator[None]:
-    """Our refusals as gRPC statuses."""
-    try:
-        yield
-    except (BadRequest, NotServed) as error:
-        retry_after_s = getattr(error, "retry_after_s", None)
-        if retry_after_s is not None:
-            context.set_trailing_metadata((("retry-after", str(max(1, round(retry_after_s)))),))
-        await context.abort(STATUS.get(error.status, grpc.StatusCode.UNKNOWN), error.message)
-    except BadTensor as error:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            self._calls.note(call, status, noted.size, WALL.monotonic_s() - began_s)
 
 
 def _part(response: Any, last: bool) -> Any:
@@ -235,20 +228,15 @@ def _part(response: Any, last: bool) -> Any:
     return pb.ModelStreamInferResponse(infer_response=response)
 
 
-def _metadata(context: Any) -> list[tuple[bytes, bytes]]:
-    return [
-        (key.encode(), value if isinstance(value, bytes) else value.encode())
-        for key, value in context.invocation_metadata() or ()
-    ]
-
-
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1: the server ("") and each service by its name; nobody is asked for a key."""
+    """grpc.health.v1: the server ("") and each service by its name. Nobody is asked for a key to check,
+    who wants to watch is: that stays open."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
 
     async def Check(self, request: Any, context: Any) -> Any:
+        named(context)
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
@@ -268,8 +256,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if name in ("", "inference.GRPCInferenceService"):
             ready = self._calls.ready
         elif name in self._calls.routes.services:
-            found = self._calls.routes.services[name].choose()
-            ready = found is not None and found.ready
+            route = self._calls.routes.services[name]
+            ready = route.is_ready(route.choose())
         else:
             return kinds.SERVICE_UNKNOWN
         return kinds.SERVING if ready else kinds.NOT_SERVING
@@ -303,7 +291,9 @@ async def start(calls: Calls, address: str, presented: Presented | None = None) 
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
-        ]
+        ],
+        interceptors=[Guard(calls)],
+        maximum_concurrent_rpcs=MAX_RPCS,
     )
     service.add_GRPCInferenceServiceServicer_to_server(Inference(calls), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(calls), server)

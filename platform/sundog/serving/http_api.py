@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
 from sundog.clock import WALL
-from sundog.security.authoriser import Refusal
 from sundog.serving import compression, describe, sse
 from sundog.serving.calls import Call, Calls, may_wait, request_id_of
 from sundog.serving.contract import BadRequest, Parsed, load_json
 from sundog.serving.generate import parts_of
-from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
+from sundog.serving.http_body import (
+    CLIENT_GONE,
+    Gone,
+    Oversized,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    send_last,
+)
 from sundog.serving.lane import NotServed, Outputs
 from sundog.serving.routes import VersionRoute
 from sundog.serving.tensors import BadTensor
 
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CLIENT_GONE = 499
-"""What the log says of a client that left before its answer was whole."""
 _PACK_INLINE = 256 * 1024
 _JSON = (b"content-type", b"application/json")
 _MODEL = re.compile(
@@ -38,6 +46,8 @@ _MODEL = re.compile(
 )
 _REPOSITORY = re.compile(r"/v2/repository/(index|models/[^/]+/(?:load|unload))")
 _OCTETS = (b"content-type", b"application/octet-stream")
+
+log = logging.getLogger("sundog.gateway")
 
 
 class MethodNotAllowed(BadRequest):
@@ -79,6 +89,12 @@ class Streamed:
                 raise
             self.status = getattr(error, "status", 500)
             yield sse.error_event(str(error))
+        except Exception:
+            if not self.size:
+                raise
+            log.exception("an answer in parts broke off")
+            self.status = 500
+            yield sse.error_event("the gateway failed in the middle of this answer")
 
 
 class GatewayApp:
@@ -113,8 +129,7 @@ class GatewayApp:
         try:
             status, answer = 200, await self._answer(exchange, path)
             if isinstance(answer, Streamed):
-                seconds = WALL.monotonic_s() - began_s
-                self.calls.note(exchange, answer.status, answer.size, seconds)
+                self._note(exchange, answer.status, answer.size, began_s)
                 return
             body = answer
         except BadRequest as error:
@@ -125,8 +140,11 @@ class GatewayApp:
         except NotServed as error:
             status, body = error.status, _error(error.message)
             exchange.extra += _retry(error.retry_after_s)
-        except Gone:
+        except (Gone, sse.ClientGone):
+            self._note(exchange, CLIENT_GONE, 0, began_s)
             return
+        except Exception:  # noqa: BLE001 - logged
+            status, body = 500, _failed(request_id)
         if status != 200:
             exchange.content_type = _JSON
         encoding = compression.choose(exchange.headers.get(b"accept-encoding", b""), len(body))
@@ -146,20 +164,32 @@ class GatewayApp:
             await send_last(send, receive, body)
         else:
             await send({"type": "http.response.body", "body": body})
-        if exchange.service:
-            self.calls.note(exchange, status, len(body), WALL.monotonic_s() - began_s)
+        self._note(exchange, status, len(body), began_s)
+
+    def _note(self, exchange: Exchange, status: int, size: int, began_s: float) -> None:
+        self.calls.note(exchange, status, size, WALL.monotonic_s() - began_s)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        verdict = self.calls.authoriser.authorise(scope["headers"], "")
-        if isinstance(verdict, Refusal) and scope["path"].startswith(_GUARDED):
-            body = _error(verdict.message)
+        """The pages know of no request ids."""
+        request_id = request_id_of(dict(scope["headers"]))
+        started = False
+
+        async def send_named(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self.pages(scope, receive, send_named)
+        except Exception:  # noqa: BLE001 - logged
+            body = _failed(request_id)
+            if started:
+                return
             headers = [_JSON, (b"content-length", b"%d" % len(body))]
-            await send(
-                {"type": "http.response.start", "status": verdict.status, "headers": headers}
-            )
+            await send_named({"type": "http.response.start", "status": 500, "headers": headers})
             await send({"type": "http.response.body", "body": body})
-            return
-        await self.pages(scope, receive, send)
 
     async def _answer(self, exchange: Exchange, path: str) -> bytes | Streamed:
         scope = exchange.scope
@@ -178,15 +208,14 @@ class GatewayApp:
         if verb == "generate":
             return await self._generate(exchange, name, version)
         _only(scope, "GET")
-        self.calls.authorise(scope["headers"], "")
+        seen_by = self.calls.look(scope["headers"], name)
         route, chosen = self.routes.find_version(name, version)
         if verb == "ready":
-            # One that sleeps answers the next request, after its start.
-            if chosen is None or not (chosen.ready or route.document.get("may_sleep")):
+            if not route.is_ready(chosen):
                 raise NotServed(503, route.document["message"] or f"{name!r} is not ready", 1.0)
             return orjson.dumps({"name": name, "ready": True})
         if verb == "stats":
-            return orjson.dumps(describe.statistics(self.routes, name, version))
+            return orjson.dumps(describe.statistics(self.routes, seen_by, name, version))
         if chosen is None:
             chosen = await self.calls.hold(name)
         if verb == "config":
@@ -198,7 +227,7 @@ class GatewayApp:
     async def _infer(self, exchange: Exchange, name: str, version: str | None) -> bytes:
         body, chosen = await self._request(exchange, name, version)
         size = exchange.headers.get(b"inference-header-content-length")
-        if size is not None and not size.isdigit():
+        if size is not None and not (size.isdigit() and len(size) < 20):
             raise BadRequest("inference-header-content-length is not a number")
         parsed = chosen.contract.read(body, int(size) if size is not None else None)
         outputs = await self.calls.ask(exchange, chosen, parsed)
@@ -241,7 +270,8 @@ class GatewayApp:
         contract = chosen.contract
         parsed, single = contract.parse_generate(load_json(body))
         parsed.trace = exchange.trace
-        parts = [part async for part in parts_of(chosen.lane, parsed, may_wait(exchange))]
+        work = _all(parts_of(chosen.lane, parsed, may_wait(exchange)))
+        parts = await sse.unless_gone(exchange.receive, work)
         if len(parts) != 1:
             raise BadRequest(f"the answer has {len(parts)} parts; ask /generate_stream for them")
         try:
@@ -276,12 +306,13 @@ class GatewayApp:
     ) -> tuple[bytes, VersionRoute]:
         """Who may, the whole body in clear, and the version that answers it."""
         if exchange.scope["method"] != "POST":
+            if name in self.routes.services:
+                exchange.service = name
             raise MethodNotAllowed("POST")
-        exchange.identity = self.calls.authorise(exchange.scope["headers"], name)
+        self.calls.authorise(exchange, exchange.scope["headers"], name)
         route = self.routes.find(name)
         if version is not None:
             self.routes.find_version(name, version)
-        exchange.service = name
         body = await read_body(exchange.headers, exchange.receive, route.max_body)
         encoding = exchange.headers.get(b"content-encoding")
         if encoding is not None:
@@ -304,10 +335,10 @@ class GatewayApp:
         if path in ("/v2", "/v2/"):
             _only(scope, "GET")
             return orjson.dumps(describe.server())
-        self.calls.authorise(scope["headers"], "")
+        seen_by = self.calls.look(scope["headers"])
         if path == "/v2/models/stats":
             _only(scope, "GET")
-            return orjson.dumps(describe.statistics(self.routes))
+            return orjson.dumps(describe.statistics(self.routes, seen_by))
         match = _REPOSITORY.fullmatch(path)
         if match is not None:
             if scope["method"] != "POST":
@@ -315,11 +346,8 @@ class GatewayApp:
             if match[1] != "index":
                 raise BadRequest("services come and go with `serve deploy` or `sundog deploy`")
             body = await read_body(exchange.headers, exchange.receive, 65536)
-            return orjson.dumps(describe.index(self.routes, _only_ready(body)))
+            return orjson.dumps(describe.index(self.routes, seen_by, _only_ready(body)))
         raise BadRequest(f"there is nothing at {path[:200]!r}", 404)
-
-
-_GUARDED = ("/sundog", "/metrics")
 
 
 def _only_ready(body: bytes) -> bool:
@@ -338,6 +366,17 @@ def _retry(after_s: float | None) -> list[tuple[bytes, bytes]]:
 
 def _error(message: str) -> bytes:
     return orjson.dumps({"error": message})
+
+
+def _failed(request_id: bytes) -> bytes:
+    """What nobody expected, while it is handled: logged, and what the caller is told of it."""
+    log.exception("request %s failed", request_id.decode())
+    return _error(f"the gateway failed; its log says why, at request {request_id.decode()}")
+
+
+async def _all(parts: AsyncGenerator[Outputs]) -> list[Outputs]:
+    async with contextlib.aclosing(parts):
+        return [part async for part in parts]
 
 
 async def _packed(body: bytes, encoding: bytes) -> bytes:

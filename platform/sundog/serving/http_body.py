@@ -13,6 +13,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+CLIENT_GONE = 499
+"""What the log says of a client that left before its answer was whole."""
 BODY_TIMEOUT_S = 30.0
 _LINGER_S = 5.0
 
@@ -22,7 +24,7 @@ class Oversized(BadRequest):
 
 
 class Gone(Exception):
-    """The client went away before its request was whole."""
+    """The client went away before it had its answer."""
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:

@@ -61,9 +61,11 @@ SCHEMAS: dict[str, Any] = {
 _FAULTS = {
     "400": "not what the model takes", "401": "no key, or none that is known",
     "403": "a key of other services", "404": "no such service or version",
-    "408": "the body did not come", "413": "over the service's max_body",
+    "408": "the body did not come", "409": "it has been said already",
+    "413": "over the service's max_body",
     "415": "an encoding that is not understood", "429": "over the key's rate",
-    "500": "the model failed", "503": "nothing there that could answer, or too many ask",
+    "500": "the model failed", "502": "the model's server broke off",
+    "503": "nothing there that could answer, or too many ask",
     "504": "over the service's deadline",
 }  # fmt: skip
 _SERVICE = {"name": "service", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -78,17 +80,21 @@ def _json(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": _ref(name)}}
 
 
+def faults(statuses: str) -> dict[int | str, dict[str, Any]]:
+    """`401 403`: what these say here."""
+    return {s: {"description": _FAULTS[s], "content": _json("Error")} for s in statuses.split()}
+
+
 def _operation(
     summary: str,
     answers: dict[str, Any],
-    faults: str,
+    refused: str,
     parameters: list[Any] | None = None,
     request: str = "",
     tag: str = "inference",
 ) -> dict[str, Any]:
-    responses: dict[str, Any] = {"200": {"description": "the answer", "content": answers}}
-    for status in faults.split():
-        responses[status] = {"description": _FAULTS[status], "content": _json("Error")}
+    responses: dict[int | str, Any] = {"200": {"description": "the answer", "content": answers}}
+    responses |= faults(refused)
     out: dict[str, Any] = {"summary": summary, "tags": [tag], "responses": responses}
     if parameters:
         out["parameters"] = parameters
@@ -98,7 +104,7 @@ def _operation(
 
 
 _ASKED = "400 401 403 404 408 413 415 429 500 503 504"
-_LOOKED = "401 404 503"
+_LOOKED = "401 403 404 503"
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _WHOLE = {**_json("InferenceResponse"), "application/octet-stream": {"schema": {}}}
 
@@ -127,6 +133,33 @@ def _model_paths(prefix: str, parameters: list[Any]) -> dict[str, Any]:
     }
 
 
+_LOADS = {
+    "post": {
+        "summary": "Refused: services come and go with `serve deploy` or `sundog deploy`",
+        "tags": ["what is served"],
+        "parameters": [_SERVICE],
+        "responses": faults("400 401"),
+    }
+}
+SCORE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["request_id", "score"],
+                    "properties": {
+                        "request_id": {"type": "string", "description": "an answer's x-request-id"},
+                        "score": {"type": "number", "minimum": 0, "maximum": 1},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
 def paths(openai: bool) -> dict[str, Any]:
     """`openai`: whether `/v1` passes through to anything."""
     about = "what is served"
@@ -146,6 +179,7 @@ def paths(openai: bool) -> dict[str, Any]:
                 "400 401 408 413", tag=about,
             )
         },
+        **{f"/v2/repository/models/{{service}}/{verb}": _LOADS for verb in ("load", "unload")},
         **_model_paths("/v2/models/{service}", [_SERVICE]),
         **_model_paths("/v2/models/{service}/versions/{version}", [_SERVICE, _VERSION]),
         "/predict/{service}": {
@@ -156,15 +190,24 @@ def paths(openai: bool) -> dict[str, Any]:
         },
     }  # fmt: skip
     if openai:
+        model = {**_SERVICE, "name": "model"}
         out["/v1/models"] = {
             "get": _operation("OpenAI-compatible models", _json("Anything"), "401", tag="OpenAI")
+        }
+        out["/v1/models/{model}"] = {
+            "get": _operation(
+                "One of them", _json("Anything"), "400 401 404", [model], tag="OpenAI"
+            )
         }
         for name in ("chat/completions", "completions", "embeddings"):
             out[f"/v1/{name}"] = {
                 "post": _operation(
-                    "Passed on to the server of the model that the body names",
-                    {**_json("Anything"), **_EVENTS},
-                    "400 401 403 404 408 413 429 503", request="Anything", tag="OpenAI",
+                    "Passed on to the server of the model that the body names, as is every other "
+                    "path below /v1", {**_json("Anything"), **_EVENTS},
+                    "400 401 403 404 408 413 415 429 502 503", request="Anything", tag="OpenAI",
                 )
             }  # fmt: skip
+            out[f"/v1/{name}"]["post"]["responses"]["default"] = {
+                "description": "as the model's server answers"
+            }
     return out

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from sundog import __version__, telemetry
+from sundog.security.authoriser import Authoriser, Identity, Refusal
 from sundog.serving import openapi
 from sundog.serving.routes import Routes
 from sundog.serving.stats import Histogram, Metrics
@@ -27,7 +28,11 @@ _POLICY = (
 
 
 def build_pages(
-    routes: Routes, metrics: Metrics, *more: APIRouter, passes_openai: bool = False
+    routes: Routes,
+    metrics: Metrics,
+    authoriser: Authoriser,
+    *more: APIRouter,
+    passes_openai: bool = False,
 ) -> FastAPI:
     # Its pages load nothing from elsewhere: a cluster may have no way out.
     app = FastAPIOffline(
@@ -46,31 +51,53 @@ def build_pages(
         )
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Any, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the gateway failed; its log says why"}, 500)
+
+    def seen_by(request: Request) -> Identity:
+        """Who asks, who has to have a key where keys are. Limits do not count here."""
+        verdict = authoriser.authorise(request.headers.raw, "")
+        if isinstance(verdict, Refusal):
+            raise HTTPException(verdict.status, verdict.message)
+        return verdict
+
     for router in more:
         app.include_router(router)
 
     @app.get("/", summary="What this is")
-    def front() -> dict[str, Any]:
+    def front(request: Request) -> dict[str, Any]:
+        verdict = authoriser.authorise(request.headers.raw, "")
+        seen = [] if isinstance(verdict, Refusal) else filter(verdict.may, routes.services)
         return {
             "name": "sundog",
             "version": __version__,
             "docs": "/docs",
             "playground": "/playground",
-            "services": sorted(routes.services),
+            "services": sorted(seen),
         }
 
     @app.get("/playground", include_in_schema=False)
     def playground() -> HTMLResponse:
         return HTMLResponse(_PLAYGROUND.read_text(), headers={"content-security-policy": _POLICY})
 
-    @app.get("/sundog/services", summary="Every service: its state, versions and weights")
-    def services() -> list[dict[str, Any]]:
-        return [describe(routes, name) for name in sorted(routes.services)]
+    @app.get(
+        "/sundog/services", summary="Services: their state, versions and weights",
+        responses=openapi.faults("401"),
+    )  # fmt: skip
+    def services(request: Request) -> list[dict[str, Any]]:
+        seen = filter(seen_by(request).may, routes.services)
+        return [describe(routes, name) for name in sorted(seen)]
 
     @app.get(
-        "/metrics", summary="Prometheus metrics of this gateway", response_class=PlainTextResponse
-    )
-    def prometheus() -> PlainTextResponse:
+        "/metrics", summary="Prometheus metrics of this gateway", response_class=PlainTextResponse,
+        responses=openapi.faults("401 403"),
+    )  # fmt: skip
+    def prometheus(request: Request) -> PlainTextResponse:
+        if not seen_by(request).sees_all:
+            raise HTTPException(
+                403, "/metrics tells of all services and callers: it asks for a key of all services"
+            )
         return PlainTextResponse(metrics.text(gauges(routes), first_parts(routes)))
 
     def document() -> dict[str, Any]:

@@ -1,65 +1,61 @@
 """`/v1/*` to OpenAI-compatible servers behind the gateway, with our keys, limits, log and counts.
 
-The `model` of a request names the service. Bodies pass as they are, streamed ones as they come;
-tokens are counted where the upstream says how many there were, never guessed.
+The `model` of a request names the service. JSON is read and written anew, so that what is asked of a
+server is what was checked; answers pass as they come. Tokens are counted where the server says how many
+there were; who leaves before pays for the parts that came.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import httpx
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sundog.clock import WALL
-from sundog.errors import SpecError
-from sundog.serving import sse
+from sundog.security.authoriser import Identity
+from sundog.serving import compression, sse
 from sundog.serving.calls import Call, Calls, request_id_of
 from sundog.serving.contract import BadRequest, load_object
-from sundog.serving.http_body import Gone, Oversized, Receive, Scope, Send, read_body, send_last
+from sundog.serving.http_body import (
+    CLIENT_GONE,
+    Gone,
+    Oversized,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    send_last,
+)
 from sundog.serving.lane import NotServed
+from sundog.serving.upstreams import Upstream
+from sundog.serving.usage import Usage
 
 MAX_BODY = 32 * 2**20
-TIMEOUT = httpx.Timeout(600.0, connect=5.0)
-CLIENT_GONE = 499
+MAX_UNDER_WAY = 256
+"""Requests with one upstream at a time; one more is refused at once instead of waiting unseen."""
+TIMEOUT = httpx.Timeout(600.0, connect=5.0, pool=5.0)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# Nothing that means another path, or a query, to a server behind: no dots alone, no escapes.
+_PATH = re.compile(r"/v1(?:/(?!\.+(?:/|$))[A-Za-z0-9_.:-]+)+/?")
 _KEPT = frozenset((b"accept", b"content-type", b"openai-organization", b"openai-project"))
 _NOT_PASSED = frozenset(
     ("connection", "content-length", "content-encoding", "keep-alive", "server", "date",
      "transfer-encoding", "x-request-id")
 )  # fmt: skip
 
-
-class Upstream(BaseModel):
-    """An OpenAI-compatible server. `url` ends in `/v1`; `key_env` names the variable with its key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str
-    model: str | None = None
-    """its own name for the model, where that is not the service's"""
-    key_env: str | None = None
+log = logging.getLogger("sundog.gateway")
 
 
-def upstreams_of(text: str) -> dict[str, Upstream]:
-    """`SUNDOG_UPSTREAMS`: `{"service": {"url": …}}`. Raises SpecError."""
-    if not text.strip():
-        return {}
-    example = 'SUNDOG_UPSTREAMS={"chat": {"url": "http://127.0.0.1:8000/v1"}}'
-    try:
-        found = {
-            name: Upstream.model_validate(each) for name, each in dict(orjson.loads(text)).items()
-        }
-    except (orjson.JSONDecodeError, ValidationError, TypeError, ValueError) as error:
-        raise SpecError(
-            f"SUNDOG_UPSTREAMS is not understood: {error}", f"write {example}"
-        ) from None
-    for name, each in found.items():
-        if not each.url.startswith(("http://", "https://")):
-            raise SpecError(f"SUNDOG_UPSTREAMS: {name}: {each.url!r} is no URL", f"write {example}")
-    return found
+class MethodNotAllowed(BadRequest):
+    def __init__(self, *allowed: str) -> None:
+        self.allowed = ", ".join(allowed)
+        super().__init__(f"only {self.allowed} is answered here", 405)
 
 
 class Passthrough:
@@ -70,7 +66,10 @@ class Passthrough:
     ) -> None:
         self._calls = calls
         self.upstreams = upstreams
-        self._client = client or httpx.AsyncClient(timeout=TIMEOUT, trust_env=False)
+        self._under_way = dict.fromkeys(upstreams, 0)
+        # How many there may be is counted here: httpx would let the next ones wait.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_UNDER_WAY)
+        self._client = client or httpx.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = WALL.monotonic_s()
@@ -82,94 +81,164 @@ class Passthrough:
             await self._serve(answer)
         except (BadRequest, NotServed) as error:
             answer.status = error.status
-            answer.oversized = isinstance(error, Oversized)
-            await answer.refuse(error.message, getattr(error, "retry_after_s", None))
-        except Gone:
-            return
-        except sse.ClientGone:
+            # One that has begun is cut off, which its client sees.
+            if not answer.started:
+                await answer.refuse(error)
+        except (Gone, sse.ClientGone):
             answer.status = CLIENT_GONE
+            answer.usage.left()
+        except Exception:
+            request_id = call.request_id.decode()
+            log.exception("request %s failed", request_id)
+            answer.status = 500
+            if not answer.started:
+                await answer.refuse(
+                    NotServed(500, f"the gateway failed; its log says why, at request {request_id}")
+                )
+        self._calls.note(call, answer.status, answer.size, WALL.monotonic_s() - began_s)
         if call.service:
-            seconds = WALL.monotonic_s() - began_s
-            self._calls.note(call, answer.status, answer.size, seconds)
-            for kind, count in answer.tokens.items():
+            for kind, count in answer.usage.tokens.items():
                 self._calls.tokens(call, kind, count)
 
     async def _serve(self, answer: _Answer) -> None:
         scope, call = answer.scope, answer.call
-        path = scope["path"]
-        if scope["method"] == "GET" and path == "/v1/models":
-            self._calls.authorise(scope["headers"], "")
-            await answer.send_json(self._models())
-            return
-        if scope["method"] != "POST":
-            raise BadRequest("only POST, and GET of /v1/models, is answered here", 405)
+        method, path = scope["method"], scope["path"]
+        if not _PATH.fullmatch(path):
+            raise BadRequest("a path below /v1 has letters, digits and _ . : - between its slashes")
         # Nobody without a key makes us read a body.
-        self._calls.authorise(scope["headers"], "")
-        document = load_object(await read_body(call.headers, answer.receive, MAX_BODY))
-        name, upstream = self._find(document.get("model"))
-        call.identity = self._calls.authorise(scope["headers"], name)
+        seen_by = self._calls.look(scope["headers"])
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            if method not in ("GET", "HEAD"):
+                raise MethodNotAllowed("GET")
+            await answer.send_json(self._models(path[len("/v1/models/") :], seen_by))
+            return
+        if method not in _METHODS:
+            raise MethodNotAllowed(*_METHODS)
+        query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        document = await self._document(answer)
+        asked = (document or {}).get("model") or dict(query).get("model")
+        name, upstream = self._find(asked, seen_by)
         call.service = name
-        await self._forward(answer, upstream, path.removeprefix("/v1"), document)
+        self._calls.authorise(call, scope["headers"], name)
+        rest = urlencode([pair for pair in query if pair[0] != "model"])
+        url = upstream.url.rstrip("/") + path.removeprefix("/v1") + (f"?{rest}" if rest else "")
+        if self._under_way[name] >= MAX_UNDER_WAY:
+            raise NotServed(
+                503, f"{MAX_UNDER_WAY} requests are with the server of {name!r} already", 1.0
+            )
+        self._under_way[name] += 1
+        try:
+            await self._forward(answer, upstream, url, document)
+        finally:
+            self._under_way[name] -= 1
 
-    def _find(self, model: Any) -> tuple[str, Upstream]:
+    async def _document(self, answer: _Answer) -> dict[str, Any] | None:
+        """What the body says; None without one."""
+        headers = answer.call.headers
+        if headers.get(b"content-type", b"").startswith(b"multipart/"):
+            raise BadRequest(
+                "files do not pass through the gateway, only JSON does: send them to their server",
+                415,
+            )
+        body = await read_body(headers, answer.receive, MAX_BODY)
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None:
+            body = await compression.unpacked(body, encoding, MAX_BODY)
+        return load_object(body) if body else None
+
+    def _find(self, model: Any, seen_by: Identity) -> tuple[str, Upstream]:
+        if model is None and len(self.upstreams) == 1:
+            [model] = self.upstreams
         found = self.upstreams.get(model) if isinstance(model, str) else None
         if found is None:
-            names = ", ".join(sorted(self.upstreams))
+            names = ", ".join(sorted(filter(seen_by.may, self.upstreams)))
+            if model is None:
+                raise BadRequest(f"name the model, in the body or as ?model=; models: {names}")
             raise BadRequest(f"there is no model {str(model)[:100]!r} here; models: {names}", 404)
         return model, found
 
-    def _models(self) -> dict[str, Any]:
-        rows = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "sundog"}
-            for name in sorted(self.upstreams)
-        ]
-        return {"object": "list", "data": rows}
+    def _models(self, name: str, seen_by: Identity) -> dict[str, Any]:
+        """All that they may see, or the one of that name."""
+        rows = {
+            each: {"id": each, "object": "model", "created": 0, "owned_by": "sundog"}
+            for each in sorted(filter(seen_by.may, self.upstreams))
+        }
+        if not name:
+            return {"object": "list", "data": list(rows.values())}
+        if name not in rows:
+            raise BadRequest(
+                f"there is no model {name[:100]!r} here; models: {', '.join(rows)}", 404
+            )
+        return rows[name]
 
     async def _forward(
-        self, answer: _Answer, upstream: Upstream, path: str, document: dict[str, Any]
+        self, answer: _Answer, upstream: Upstream, url: str, document: dict[str, Any] | None
     ) -> None:
-        if upstream.model is not None:
-            document["model"] = upstream.model
-        asked = document.get("stream_options")
-        if asked is not None and not isinstance(asked, dict):
-            raise BadRequest("'stream_options' is not an object")
+        call, method = answer.call, answer.scope["method"]
         hide_usage = False
-        if document.get("stream") is True and not (asked or {}).get("include_usage"):
-            # Tokens are counted for every request; who did not ask does not see the extra event.
-            document["stream_options"] = {**(asked or {}), "include_usage": True}
-            hide_usage = True
-        headers = [(k, v) for k, v in answer.call.headers.items() if k in _KEPT]
-        headers.append((b"x-request-id", answer.call.request_id))
-        trace = answer.call.trace
-        headers += [(b"traceparent", trace.encode())] if trace else _given_trace(answer.call)
+        content = b""
+        if document is not None:
+            if "model" in document:
+                document["model"] = upstream.model or call.service
+            if answer.scope["path"].endswith("/completions"):
+                hide_usage = _ask_usage(document)
+            content = orjson.dumps(document)
+        headers = [(k, v) for k, v in call.headers.items() if k in _KEPT]
+        headers += [(b"x-request-id", call.request_id), *_trace_of(call)]
         if upstream.key_env:
             key = os.environ.get(upstream.key_env, "")
             headers.append((b"authorization", b"Bearer " + key.encode()))
-        request = self._client.build_request(
-            "POST", upstream.url.rstrip("/") + path, content=orjson.dumps(document), headers=headers
-        )
         try:
-            response = await self._client.send(request, stream=True)
-        except httpx.HTTPError as error:
+            request = self._client.build_request(method, url, content=content, headers=headers)
+            sending = self._client.send(request, stream=True)
+            response = await sse.unless_gone(answer.receive, sending)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise NotServed(
-                503, f"the server of {answer.call.service!r} does not answer: "
-                f"{type(error).__name__}", 1.0,
-            ) from None  # fmt: skip
+                503, f"the server of {call.service!r} does not answer: {type(error).__name__}", 1.0
+            ) from None
         try:
             await answer.pass_on(response, hide_usage)
         finally:
             await response.aclose()
 
 
+def _ask_usage(document: dict[str, Any]) -> bool:
+    """Tokens are counted for every stream: whether its caller did not ask how many there were, and
+    does not see the event that says it."""
+    asked = document.get("stream_options")
+    if asked is not None and not isinstance(asked, dict):
+        raise BadRequest("'stream_options' is not an object")
+    if document.get("stream") is not True or (asked or {}).get("include_usage"):
+        return False
+    document["stream_options"] = {**(asked or {}), "include_usage": True}
+    return True
+
+
+def _trace_of(call: Call) -> list[tuple[bytes, bytes]]:
+    """The trace that goes on in the upstream, with what others have noted in it."""
+    if call.trace is None:
+        names = (b"traceparent", b"tracestate")
+        return [(name, call.headers[name]) for name in names if name in call.headers]
+    state = call.span.get_span_context().trace_state.to_header()
+    return [(b"traceparent", call.trace.encode())] + (
+        [(b"tracestate", state.encode())] if state else []
+    )
+
+
 class _Answer:
     """One request's way back."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
-        self.scope, self.receive, self.send, self.call = scope, receive, send, call
+        self.scope, self.receive, self.call = scope, receive, call
+        self._send = send
         self.status = 200
         self.size = 0
-        self.oversized = False
-        self.tokens: dict[str, int] = {}
+        self.started = False
+        self.usage = Usage()
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        self.started = True
+        await self._send(message)
 
     async def pass_on(self, response: httpx.Response, hide_usage: bool) -> None:
         self.status = response.status_code
@@ -179,18 +248,30 @@ class _Answer:
             if k.lower() not in _NOT_PASSED
         ]
         start = self._start(headers)
-        if response.headers.get("content-type", "").startswith("text/event-stream"):
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
             await sse.send_body(self.receive, self.send, start, self._events(response, hide_usage))
-            return
+        elif kind == "application/json":
+            try:
+                body = await sse.unless_gone(self.receive, response.aread())
+            except httpx.HTTPError as error:
+                raise self._broken(error) from None
+            if response.is_success:
+                self.usage.whole(body)
+            await self._send_whole(body, start)
+        else:
+            await sse.send_body(self.receive, self.send, start, self._parts(response))
+
+    def _broken(self, error: httpx.HTTPError) -> NotServed:
+        return NotServed(502, f"the answer of {self.call.service!r} broke off: {error}")
+
+    async def _parts(self, response: httpx.Response) -> AsyncIterator[bytes]:
         try:
-            body = await response.aread()
+            async for part in response.aiter_bytes():
+                self.size += len(part)
+                yield part
         except httpx.HTTPError as error:
-            raise NotServed(
-                502, f"the answer of {self.call.service!r} broke off: {error}"
-            ) from None
-        if response.is_success:
-            self._count(body)
-        await self._send_whole(body, start)
+            raise self._broken(error) from None
 
     async def _events(self, response: httpx.Response, hide_usage: bool) -> AsyncIterator[bytes]:
         """Whole events, as they come."""
@@ -201,50 +282,37 @@ class _Answer:
                 pending = (pending + part).replace(b"\r\n", b"\n")
                 *events, pending = pending.split(b"\n\n")
                 out = b"".join(
-                    event + b"\n\n" for event in events if not (self._usage(event) and hide_usage)
+                    event + b"\n\n"
+                    for event in events
+                    if not (self.usage.event(event) and hide_usage)
                 )
                 if out:
                     self.size += len(out)
                     yield out
-            if pending and not (self._usage(pending) and hide_usage):
+            if pending and not (self.usage.event(pending) and hide_usage):
                 self.size += len(pending)
                 yield pending
         except httpx.HTTPError as error:
             self.status = 502
             yield sse.event(_error(f"the answer broke off: {error}", 502))
 
-    def _usage(self, event: bytes) -> bool:
-        """Counts what an event says of tokens; whether it says nothing else."""
-        if b'"usage"' not in event or not event.startswith(b"data: {"):
-            return False
-        document = self._count(event[6:])
-        return document is not None and bool(document.get("usage")) and not document.get("choices")
-
-    def _count(self, body: bytes) -> dict[str, Any] | None:
-        try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return None
-        usage = document.get("usage") if isinstance(document, dict) else None
-        if isinstance(usage, dict):
-            for kind, *names in _TOKENS:
-                count = next((usage[n] for n in names if type(usage.get(n)) is int), None)
-                if count is not None:
-                    self.tokens[kind] = count
-        return document if isinstance(document, dict) else None
-
     async def send_json(self, document: dict[str, Any]) -> None:
         await self._send_whole(
             orjson.dumps(document), self._start([(b"content-type", b"application/json")])
         )
 
-    async def refuse(self, message: str, retry_after_s: float | None) -> None:
+    async def refuse(self, error: BadRequest | NotServed) -> None:
         headers = [(b"content-type", b"application/json")]
+        retry_after_s = getattr(error, "retry_after_s", None)
         if retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
-        if self.oversized:
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", error.allowed.encode()))
+        oversized = isinstance(error, Oversized)
+        if oversized:
             headers.append((b"connection", b"close"))
-        await self._send_whole(_error(message, self.status), self._start(headers))
+        body = _error(error.message, self.status)
+        await self._send_whole(body, self._start(headers), oversized)
 
     def _start(self, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
         return {
@@ -253,27 +321,19 @@ class _Answer:
             "headers": [*headers, (b"x-request-id", self.call.request_id)],
         }
 
-    async def _send_whole(self, body: bytes, start: dict[str, Any]) -> None:
+    async def _send_whole(
+        self, body: bytes, start: dict[str, Any], oversized: bool = False
+    ) -> None:
         start["headers"].append((b"content-length", b"%d" % len(body)))
         self.size = len(body)
         await self.send(start)
-        if self.oversized:
+        if oversized:
             await send_last(self.send, self.receive, body)
         else:
             await self.send({"type": "http.response.body", "body": body})
 
 
-# what we count -> the names that chat completions and responses give it
-_TOKENS = (
-    ("input", "prompt_tokens", "input_tokens"),
-    ("output", "completion_tokens", "output_tokens"),
-)
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-
-def _given_trace(call: Call) -> list[tuple[bytes, bytes]]:
-    names = (b"traceparent", b"tracestate")
-    return [(name, call.headers[name]) for name in names if name in call.headers]
 
 
 def _error(message: str, status: int) -> bytes:

@@ -125,6 +125,10 @@ class ServiceRoute:
         running = self.versions.get(self.document.get("version") or "")
         return running if running is not None and running.ready else found
 
+    def is_ready(self, chosen: VersionRoute | None) -> bool:
+        """Whether a request would be answered. One that sleeps answers it, after its start."""
+        return chosen is not None and (chosen.ready or bool(self.document.get("may_sleep")))
+
     def sticky_key(self, headers: Mapping[bytes, bytes], key_id: str) -> str:
         """What a request sticks to its version by; empty where it does not."""
         if self.sticky is None:

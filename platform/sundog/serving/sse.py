@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 
 import orjson
 
+T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -37,18 +38,23 @@ async def send_body(
     Raises ClientGone; whatever `body` raises passes, before `start` is sent when nothing came yet.
     `body` is closed in any case.
     """
+    return await unless_gone(receive, _pump(send, start, body))
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. It is ended, and ClientGone raised, when the client leaves before."""
     watch = asyncio.ensure_future(gone(receive))
-    pump = asyncio.ensure_future(_pump(send, start, body))
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not pump.done():
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientGone
-        return pump.result()
+        return task.result()
     finally:
         watch.cancel()
-        if not pump.done():
-            pump.cancel()
-            await asyncio.wait((pump,))
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
 
 
 async def gone(receive: Receive) -> None:

@@ -109,7 +109,7 @@ class Metrics:
         self._requests: dict[tuple[str, str, str, int], int] = {}
         self._latency: dict[tuple[str, str], Histogram] = {}
         self._tokens: dict[tuple[str, str, str], int] = {}
-        self._refused: dict[tuple[str, int], int] = {}
+        self._refused: dict[tuple[str, str, int], int] = {}
         self.more: Callable[[], list[str]] = list
         """Lines that something else counts."""
 
@@ -118,14 +118,15 @@ class Metrics:
         label = (service, _key_label(key), kind)
         self._tokens[label] = self._tokens.get(label, 0) + count
 
-    def refused(self, service: str, status: int) -> None:
+    def refused(self, service: str, key: str, status: int) -> None:
         """A request that its key, or the lack of one, did not let in: 401, 403 or 429."""
-        self._refused[service, status] = self._refused.get((service, status), 0) + 1
+        label = (service, _key_label(key), status)
+        self._refused[label] = self._refused.get(label, 0) + 1
 
     def count(self, service: str, version: str, key: str, status: int, seconds: float) -> None:
         label = (service, version, _key_label(key), status)
         self._requests[label] = self._requests.get(label, 0) + 1
-        if status != 200:
+        if not 200 <= status < 300:  # refusals are quick: they would flatter it
             return
         histogram = self._latency.get((service, version))
         if histogram is None:
@@ -155,8 +156,8 @@ class Metrics:
                 f"{telemetry.GATEWAY_TOKENS}{_labels(service=service, key=key, kind=kind)} {n}"
             )
         out.append(f"# TYPE {telemetry.GATEWAY_REFUSED} counter")
-        for (service, status), n in sorted(self._refused.items()):
-            labels = _labels(service=service, status=str(status))
+        for (service, key, status), n in sorted(self._refused.items()):
+            labels = _labels(service=service, key=key, status=str(status))
             out.append(f"{telemetry.GATEWAY_REFUSED}{labels} {n}")
         rows = list(gauges)
         for metric in sorted({m for _, _, values in rows for m in values}):

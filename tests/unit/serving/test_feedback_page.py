@@ -32,7 +32,7 @@ class Scoped:
 
 def test_scores_reach_the_version_that_answered_and_others_are_refused_with_words():
     remembered, observer = Remembered(), Observer()
-    pages = build_pages(Nobody(), Metrics(), router(remembered, observer, Scoped()))
+    pages = build_pages(Nobody(), Metrics(), Scoped(), router(remembered, observer, Scoped()))
     client = TestClient(pages)
     remembered.add("r1", "digits", "3")
     remembered.add("r2", "secret", "1")

@@ -21,6 +21,10 @@ from open_inference.openapi.core.api_error import ApiError
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as conformance
 
+from sundog.security.keys import new_key
+from sundog.serving.passthrough import Passthrough
+from sundog.serving.upstreams import Upstream
+
 KINDS = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
          "FP32", "FP64", "BF16", "BYTES"]  # fmt: skip
 
@@ -37,11 +41,36 @@ class Same:
         return {"y": inputs["x"]}
 
 
+def passed_on(calls):
+    """`/v1` before a server that always answers."""
+
+    def answer(request):
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        return httpx.Response(200, json={"object": "chat.completion", "usage": usage})
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return Passthrough(calls, {"chat": Upstream(url="http://there/v1")}, client)
+
+
 @pytest.fixture(scope="module")
 def gateway():
     """Its address: one service for each datatype, which answers what it is given."""
-    with gateway_of({k.lower(): Served(Same(), signature(k)) for k in KINDS}) as running:
+    services = {k.lower(): Served(Same(), signature(k)) for k in KINDS}
+    with gateway_of(services, openai=passed_on) as running:
         yield running.url
+
+
+@pytest.fixture(scope="module")
+def locked():
+    """(address, {who: headers}): of who has no key, one for another service, one for everything."""
+    with gateway_of({"fp32": Served(Same(), signature("FP32"))}, openai=passed_on) as running:
+        (all_key, all_record), (key, record) = new_key("all", 0.0), new_key("x", 0.0, scopes=["x"])
+        running.call(running.keys.update, [all_record.document(), record.document()])
+        given = {"nobody": None, "else": key, "all": all_key}
+        yield (
+            running.url,
+            {who: {"authorization": f"Bearer {k}"} if k else {} for who, k in given.items()},
+        )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +86,18 @@ CHECKS = [
 
 def test_every_path_answers_as_the_document_says(document):
     """Whatever is sent: no answer that the document does not announce, and none of the 5xx."""
+    ask_all(document, {})
+
+
+@pytest.mark.parametrize("who", ["nobody", "else", "all"])
+def test_so_does_every_path_that_asks_for_a_key(locked, who):
+    address, headers = locked
+    ask_all(schemathesis.openapi.from_url(f"{address}/openapi.json"), headers[who])
+
+
+def ask_all(document, headers):
     operations = [each.ok() for each in document.get_all_operations()]
-    assert len(operations) > 20
+    assert len(operations) > 25
     for operation in operations:
 
         @settings(
@@ -67,7 +106,7 @@ def test_every_path_answers_as_the_document_says(document):
         )  # fmt: skip
         @given(case=operation.as_strategy())
         def ask(case):
-            case.validate_response(case.call(timeout=30), checks=CHECKS)
+            case.validate_response(case.call(timeout=30, headers=headers), checks=CHECKS)
 
         ask()
 

@@ -19,8 +19,9 @@ from sundog.security.keys import KeyRing, new_key
 from sundog.serving.calls import Call, Calls
 from sundog.serving.http_api import GatewayApp
 from sundog.serving.http_server import build_server
-from sundog.serving.passthrough import Passthrough, Upstream, _Answer, upstreams_of
+from sundog.serving.passthrough import Passthrough, _Answer
 from sundog.serving.routes import Routes
+from sundog.serving.upstreams import Upstream, upstreams_of
 
 WORDS = ["to", " be", " or", " not"]
 
@@ -191,7 +192,10 @@ def test_a_client_that_leaves_ends_the_upstreams_stream(client, world):
 
 
 def test_models_and_embeddings(client):
-    assert [m.id for m in client.models.list()] == ["chat", "gone", "other"]
+    assert [m.id for m in client.models.list()] == ["chat", "gone"]
+    assert client.models.retrieve("chat").id == "chat"
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        client.models.retrieve("other")
     answer = client.embeddings.create(model="chat", input="x", encoding_format="float")
     assert answer.data[0].embedding == [0.5, 1.0]
 
@@ -219,7 +223,8 @@ def test_refusals_are_errors_of_the_client(client, world):
 
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
-    [("GET", "/v1/chat/completions", b"", 405), ("POST", "/v1/chat/completions", b"{", 400),
+    [("GET", "/v1/chat/completions", b"", 400), ("TRACE", "/v1/files", b"", 405),
+     ("POST", "/v1/chat/completions", b"{", 400),
      ("POST", "/v1/chat/completions", b"[]", 400),
      ("POST", "/v1/chat/completions",
       b'{"model": "chat", "messages": [], "stream": true, "stream_options": "x"}', 400),
@@ -254,7 +259,7 @@ def test_usage_is_found_however_the_stream_is_cut(size, end, whole):
 
     said, answer = asyncio.run(main())
     assert said == lines[0] + b"\n\n"
-    assert answer.tokens == {"input": 5}
+    assert answer.usage.tokens == {"input": 5}
     assert answer.size == len(said)
 
 

@@ -82,3 +82,20 @@ def test_sizes_of_calls_are_so_many_series_at_most():
     counted = stats.document("s", "1")["batch_stats"]
     assert sum(b["compute_infer"]["count"] for b in counted) == 100_000
     assert all(b["batch_size"] <= 2**17 for b in counted)
+
+
+def test_refusals_are_counted_by_key_and_subjects_of_tokens_share_one(tmp_path):
+    metrics = Metrics()
+    metrics.refused("a", "k", 429)
+    metrics.refused("a", "jwt:ann", 403)
+    metrics.refused("a", "jwt:bob", 403)
+    text = metrics.text([])
+    assert 'sundog_gateway_refused_total{service="a",key="k",status="429"} 1' in text
+    assert 'sundog_gateway_refused_total{service="a",key="jwt",status="403"} 2' in text
+
+
+def test_latency_is_that_of_answers():
+    metrics = Metrics()
+    for status in (200, 201, 404, 500, 503):
+        metrics.count("a", "1", "k", status, 0.003)
+    assert 'latency_seconds_count{service="a",version="1"} 2' in metrics.text([])
