@@ -59,8 +59,9 @@ class Follower:
             self._still_waiting()
         if progress is None or progress == self._last:
             return
+        standing = self._standing()  # before anything is told: Ray may be away for a moment
         found = self._regrouped(progress)
-        self._books.news(progress, found if self._last else None, self._standing())
+        self._books.news(progress, found if self._last else None, standing)
         self._watch_budget(progress)
         self._point(progress, found is not None)
         self._last = progress
