@@ -192,6 +192,17 @@ def test_a_zone_without_a_subnet_is_unsupported_without_a_call(ec2: Ec2) -> None
     assert len(ec2.calls()) == before
 
 
+@pytest.fixture
+def placement_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names that bootstrap asks for; moto has no placement groups to make."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "sundog.clouds.aws_network.ensure_placement_groups",
+        lambda region, endpoint, cluster, names: asked.extend(names),
+    )
+    return asked
+
+
 def bootstrapped(ec2: Ec2, stem: str, **change: Any) -> dict[str, Any]:
     from ray.autoscaler._private.util import prepare_config
 
@@ -203,7 +214,9 @@ def bootstrapped(ec2: Ec2, stem: str, **change: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stem", ["aws-train", "aws-serve"])
-def test_ray_bootstraps_the_committed_file_and_nothing_is_open(ec2: Ec2, stem: str) -> None:
+def test_ray_bootstraps_the_committed_file_and_nothing_is_open(
+    ec2: Ec2, stem: str, placement_groups: list[str]
+) -> None:
     config = bootstrapped(ec2, stem)
     for node_type in config["available_node_types"].values():
         [group] = node_type["node_config"]["SecurityGroupIds"]
@@ -212,6 +225,7 @@ def test_ray_bootstraps_the_committed_file_and_nothing_is_open(ec2: Ec2, stem: s
     [found] = ec2.client.describe_security_groups(GroupIds=[group])["SecurityGroups"]
     assert all(not p.get("IpRanges") for p in found["IpPermissions"])
     assert found["IpPermissions"][0]["UserIdGroupPairs"][0]["GroupId"] == group
+    assert placement_groups == (["train-a10g-x4", "train-h100"] if stem == "aws-train" else [])
 
 
 def test_ssh_is_open_to_what_the_spec_says_and_closes_again(ec2: Ec2) -> None:
@@ -232,7 +246,9 @@ def test_ssh_is_open_to_what_the_spec_says_and_closes_again(ec2: Ec2) -> None:
     assert ssh([]) == []
 
 
-def test_a_committed_file_launches_its_head_and_falls_back_to_on_demand(ec2: Ec2) -> None:
+def test_a_committed_file_launches_its_head_and_falls_back_to_on_demand(
+    ec2: Ec2, placement_groups: list[str]
+) -> None:
     config = bootstrapped(ec2, "aws-train")
     name = config["cluster_name"]
     elastic = ElasticProvider(config["provider"], name)

@@ -79,6 +79,14 @@ resource "aws_vpc_security_group_ingress_rule" "ssh" {
   description       = "SSH"
 }
 
+# EFA traffic leaves only by a rule that names the group itself.
+resource "aws_vpc_security_group_egress_rule" "inside" {
+  security_group_id            = aws_security_group.nodes.id
+  referenced_security_group_id = aws_security_group.nodes.id
+  ip_protocol                  = "-1"
+  description                  = "traffic between the cluster's own nodes"
+}
+
 resource "aws_vpc_security_group_egress_rule" "out" {
   security_group_id = aws_security_group.nodes.id
   cidr_ipv4         = "0.0.0.0/0"

@@ -22,7 +22,7 @@ def bootstrap(cluster_config: dict[str, Any]) -> dict[str, Any]:
         resolved = dict(_get_node_provider_cls({"type": ours["cloud"]}).bootstrap_config(config))
         resolved["provider"]["type"] = "external"
         return resolved
-    from sundog.clouds.aws_network import ensure_security_group
+    from sundog.clouds.aws_network import ensure_placement_groups, ensure_security_group
 
     types = config["available_node_types"]
     if any("SecurityGroupIds" not in t["node_config"] for t in types.values()):
@@ -33,6 +33,14 @@ def bootstrap(cluster_config: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         for node_type in types.values():
             node_type["node_config"].setdefault("SecurityGroupIds", [group])
+    groups = {t["node_config"].get("Placement", {}).get("GroupName") for t in types.values()} - {
+        None
+    }
+    if groups:
+        ensure_placement_groups(
+            config["provider"]["region"], ours.get("endpoint"), config["cluster_name"],
+            sorted(groups),
+        )  # fmt: skip
     # Ray's bootstrap builds its own clients, which take the endpoint from the environment.
     before = os.environ.get("AWS_ENDPOINT_URL")
     if ours.get("endpoint"):

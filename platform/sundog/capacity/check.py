@@ -13,6 +13,7 @@ from typing import Any
 
 from sundog.capacity.places import check_names, region_known, zones
 from sundog.capacity.state import PoolPlan
+from sundog.clouds.aws_efa import EFA_CARDS
 from sundog.errors import SpecError
 from sundog.market.offers import Offer, Record, ladder
 from sundog.market.prices import Market, PriceBook, snapshot
@@ -84,6 +85,8 @@ def check(
     rungs: dict[str, tuple[Shape, ...]] = {}
     fitting: dict[str, tuple[Shape, ...]] = {}
     for name, pool in spec.pools.items():
+        if spec.cloud.aws is not None:
+            _placement(source, name, pool)
         found = _fitting(source, cloud, name, pool, known, prices)
         offers = _offers(source, cloud, name, pool, places, found, prices, records)
         used = {o.shape for o in offers}
@@ -101,6 +104,14 @@ def check(
     )  # fmt: skip
     _budget(bought)
     return bought
+
+
+def _placement(source: Source, name: str, pool: Pool) -> None:
+    if pool.placement_group and not pool.one_zone:
+        raise source.fault(
+            ("pools", name, "placement_group"), "a cluster placement group lies in one zone",
+            "write one_zone: true too",
+        )  # fmt: skip
 
 
 def _fitting(
@@ -123,7 +134,19 @@ def _fitting(
     found = known.fitting(cloud, pool.need, pool.shapes)
     if not found:
         raise source.fault((*at, "need"), "no shape has all of this", _nearest(cloud, pool, known))
-    return _sold_here(source, cloud, at, found, book)
+    here = _sold_here(source, cloud, at, found, book)
+    return _with_efa(source, at, here) if cloud == "aws" and pool.network == "efa" else here
+
+
+def _with_efa(source: Source, at: Location, found: list[Shape]) -> list[Shape]:
+    """A fast network is part of the need: only the shapes that have it."""
+    able = [s for s in found if s.name in EFA_CARDS]
+    if not able:
+        raise source.fault(
+            (*at, "network"), f"none of {', '.join(s.name for s in found[:6])} has EFA",
+            "ask for a larger shape, or leave `network` out",
+        )  # fmt: skip
+    return able
 
 
 def _nearest(cloud: str, pool: Pool, known: Catalogue) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from sundog.capacity.check import Bought
 from sundog.capacity.shared_parts import frame, head_type, ssh_auth, worker_types
 from sundog.capacity.state import plans_to_dict
+from sundog.clouds.aws_efa import efa_interfaces
 from sundog.market.shapes import Shape
 from sundog.spec.cluster import AwsCloud, ClusterSpec, Disk, Pool
 from sundog.spec.quantity import GIB
@@ -123,10 +124,9 @@ def _placed(config: dict[str, Any], pool: Pool, spec: ClusterSpec, plain: bool) 
         config["Placement"] = {"GroupName": pool.placement_group}
     if plain and pool.network == "efa" and spec.network.subnets:
         # Ray refuses subnets and groups beside interfaces, and takes them from the interface.
-        interface: dict[str, Any] = {
-            "DeviceIndex": 0, "InterfaceType": "efa", "SubnetId": spec.network.subnets[0],
-            "Groups": config.pop("SecurityGroupIds", []),
-        }  # fmt: skip
+        groups = config.pop("SecurityGroupIds", [])
         config.pop("SubnetIds", None)
-        config["NetworkInterfaces"] = [interface]
+        config["NetworkInterfaces"] = efa_interfaces(
+            config["InstanceType"], spec.network.subnets[0], groups
+        )
     return config

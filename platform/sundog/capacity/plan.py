@@ -12,7 +12,7 @@ from sundog.capacity.check import Bought, check, read_spec
 from sundog.capacity.state import PoolPlan
 from sundog.clock import WALL, Clock
 from sundog.market.offers import PRIOR_INTERRUPTIONS, PRIOR_NODE_HOURS, Offer, Record
-from sundog.market.prices import PriceBook
+from sundog.market.prices import Market, PriceBook
 
 DAY_S = 86400.0
 TOLD_RUNGS = 3
@@ -181,18 +181,19 @@ def _quotas(bought: Bought, allowed: dict[tuple[str, str], int] | None) -> list[
     """vCPUs by family and market that all pools at their upper ends need."""
     wanted: dict[tuple[str, str], int] = {}
     for name, pool in bought.spec.pools.items():
-        markets = {o.market for o in bought.pools[name].offers}
-        shapes = bought.shapes[name]
-        for market in sorted(markets):
-            largest = max((s.vcpus for s in shapes), default=0)
-            for family in {s.quota for s in shapes}:
-                key = (family, market)
-                wanted[key] = wanted.get(key, 0) + largest * (pool.nodes.high or 0)
+        largest: dict[tuple[str, Market], int] = {}
+        vcpus = {shape.name: shape.vcpus for shape in bought.shapes[name]}
+        for offer in bought.pools[name].offers:
+            of = (offer.quota, offer.market)
+            largest[of] = max(largest.get(of, 0), vcpus[offer.shape])
+        for (family, market), most in largest.items():
+            key = (family, str(market))
+            wanted[key] = wanted.get(key, 0) + most * (pool.nodes.high or 0)
     if bought.head is not None:
-        key = (bought.head.quota, "on-demand")
+        key = (bought.head.quota("on-demand"), "on-demand")
         wanted[key] = wanted.get(key, 0) + bought.head.vcpus
     return [
-        Quota(f, m, v, None if allowed is None else allowed.get((f, m), 0))
+        Quota(f, m, v, None if allowed is None else allowed.get((f, m)))
         for (f, m), v in sorted(wanted.items())
     ]
 

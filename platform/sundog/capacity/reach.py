@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sundog.capacity.check import Bought, Source
+from sundog.clouds.aws_efa import EFA_CARDS
 from sundog.errors import SpecError, SundogError
 from sundog.spec.load import Location
 
 STOCK = ("aws --plain", "gcp --plain", "azure --plain")
 BOUGHT = ("aws", "gcp", "azure", *STOCK)
+AWS = ("aws", "aws --plain")
 GCP, AZURE = ("gcp", "gcp --plain"), ("azure", "azure --plain")
 OWN = ("onprem", "kuberay")
 NOT_AWS = (*GCP, *AZURE, *OWN)
@@ -64,6 +66,10 @@ TABLE = (
     Unreached("pools.*.market", ("onprem",), "nothing is bought"),
     # Where nodes lie and what they have.
     Unreached("pools.*.placement_group", NOT_AWS, "placement groups are made on AWS only"),
+    Unreached(
+        "pools.*.placement_group", ("aws --plain",),
+        "nobody makes it: aws ec2 create-placement-group --strategy cluster --group-name …",
+    ),
     Unreached("pools.*.network", NOT_AWS, "EFA is AWS's"),
     Unreached("pools.*.one_zone", ("aws --plain", "onprem"), "nothing keeps the gang in one zone"),
     Unreached("cloud.aws.zones", ("aws --plain",), "Ray takes the zones of the subnets"),
@@ -182,6 +188,12 @@ def _particular(bought: Bought, plain: bool, to: str) -> list[str]:
     elif spec.root and root_fault(spec.root):
         out.append(f"root: {spec.root} is no storage root yet, and `up` will refuse it")
     for name, pool in spec.pools.items():
+        cards = max((EFA_CARDS.get(o.shape, 1) for o in bought.pools[name].offers), default=1)
+        if to in AWS and pool.network == "efa" and cards > 1 and not spec.network.internal:
+            out.append(
+                f"pools.{name}.network: AWS gives no public address to a node with {cards} interfaces: "
+                "its subnets need a NAT gateway, and endpoints for S3 and SSM save its cost"
+            )
         if (
             to in AZURE
             and pool.one_zone

@@ -14,6 +14,7 @@ import botocore.config
 import botocore.exceptions
 
 from sundog.clock import WALL
+from sundog.clouds.aws_efa import efa_interfaces
 from sundog.clouds.base import (
     AuthRefused,
     CapacityRefused,
@@ -205,12 +206,9 @@ def launch_request(order: Order, subnet: str) -> dict[str, Any]:
             options["MaxPrice"] = f"{order.max_price_usd_hour:.4f}"
         request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
     if order.efa:
-        request["NetworkInterfaces"] = [
-            {
-                "DeviceIndex": 0, "InterfaceType": "efa", "SubnetId": request.pop("SubnetId"),
-                "Groups": request.pop("SecurityGroupIds", []), "DeleteOnTermination": True,
-            }
-        ]  # fmt: skip
+        request["NetworkInterfaces"] = efa_interfaces(
+            order.shape, request.pop("SubnetId"), request.pop("SecurityGroupIds", [])
+        )
     return request
 
 

@@ -1,4 +1,4 @@
-"""AWS: the cluster's security group, with exactly the ports the spec says.
+"""AWS: the cluster's security group, with exactly the ports the spec says, and placement groups.
 
 Ray's own bootstrap would open SSH to the whole internet when it makes the group; so it is made here
 first, and Ray then finds it with its rules.
@@ -26,9 +26,42 @@ def ensure_security_group(
         group = _find_or_make(ec2, cluster, vpc)
         wanted = _rules(group["GroupId"], open_to)
         _settle(ec2, group, wanted)
+        _inside_out(ec2, group)
         return str(group["GroupId"])
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise typed(error) from error
+
+
+def ensure_placement_groups(
+    region: str, endpoint: str | None, cluster: str, names: list[str], *, ec2: Any = None
+) -> None:
+    """Cluster placement groups of these names: EC2 refuses a launch into one that is not there.
+
+    They stay when the cluster goes: an empty group costs nothing, and the next `up` uses it again.
+    """
+    try:
+        session = boto3.session.Session(region_name=region)
+        ec2 = ec2 or session.client("ec2", endpoint_url=endpoint)
+        have = {g["GroupName"] for g in ec2.describe_placement_groups()["PlacementGroups"]}
+        tags = [
+            {"Key": "sundog:cluster", "Value": cluster}, {"Key": "ray-cluster-name", "Value": cluster}
+        ]  # fmt: skip
+        for name in sorted(set(names) - have):
+            _make_placement_group(ec2, name, tags)
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise typed(error) from error
+
+
+def _make_placement_group(ec2: Any, name: str, tags: list[dict[str, str]]) -> None:
+    try:
+        ec2.create_placement_group(
+            GroupName=name, Strategy="cluster",
+            TagSpecifications=[{"ResourceType": "placement-group", "Tags": tags}],
+        )  # fmt: skip
+    except botocore.exceptions.ClientError as error:
+        # Another `ray up` was a moment faster.
+        if error.response.get("Error", {}).get("Code") != "InvalidPlacementGroup.Duplicate":
+            raise
 
 
 def _vpc(ec2: Any, subnets: list[str]) -> str:
@@ -83,6 +116,15 @@ def _settle(ec2: Any, group: dict[str, Any], wanted: list[dict[str, Any]]) -> No
     for rule in have - want:
         ec2.revoke_security_group_ingress(
             GroupId=group["GroupId"], IpPermissions=[_permission(rule)]
+        )
+
+
+def _inside_out(ec2: Any, group: dict[str, Any]) -> None:
+    """EFA traffic leaves only by a rule that names the group itself: 0.0.0.0/0 is about IP."""
+    own = ("-1", -1, -1, "group", str(group["GroupId"]))
+    if own not in _flat(group.get("IpPermissionsEgress", [])):
+        ec2.authorize_security_group_egress(
+            GroupId=group["GroupId"], IpPermissions=[_permission(own)]
         )
 
 

@@ -26,7 +26,8 @@ QUOTA_CODES = {
     ("G and VT", "on-demand"): "L-DB2E81BA",
     ("G and VT", "spot"): "L-3819A6DF",
     ("P", "on-demand"): "L-417A185B",
-    ("P", "spot"): "L-7212CCBC",
+    ("P", "spot"): "L-7212CCBC",  # P4, P3 and P2
+    ("P5", "spot"): "L-C4BD4855",
 }
 
 

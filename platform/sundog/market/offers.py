@@ -147,7 +147,7 @@ def _offer(
     base = usd_hour if usd_hour is not None else bound
     side = side_costs_usd_hour(cloud, disk_gib, several_zones)
     return Offer(
-        cloud, market, region, zone, shape.name, shape.quota, usd_hour, bound,
+        cloud, market, region, zone, shape.name, shape.quota(market), usd_hour, bound,
         _expected(market, f"{zone}/{shape.name}", base, side, records),
         price.day if price else (full.day if full else None), side,
     )  # fmt: skip

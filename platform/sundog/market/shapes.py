@@ -42,13 +42,16 @@ class Shape:
     accelerator_gib: int
     arch: str
 
-    @property
-    def quota(self) -> str:
-        """The group a cloud counts vCPU quotas by: on AWS `G and VT`, `P`, or `Standard`."""
+    def quota(self, market: str) -> str:
+        """The group a cloud counts vCPU quotas by: on AWS `G and VT`, `P`, or `Standard`.
+
+        Spot of P5 and of P6 has groups of its own there; on-demand they are with the other P.
+        """
         if self.cloud != "aws":
             return self.family
-        letter = self.name[0]
-        return {"g": "G and VT", "p": "P"}.get(letter, "Standard")
+        if market == "spot" and self.name.startswith(("p5", "p6")):
+            return self.name[:2].upper()
+        return {"g": "G and VT", "p": "P"}.get(self.name[0], "Standard")
 
 
 def gpu_rank(kind: str) -> int | None:

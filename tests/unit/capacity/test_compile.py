@@ -130,6 +130,16 @@ def test_gangs_and_networks_reach_the_file() -> None:
     assert placed == {"GroupName": "train-h100"}
 
 
+def test_a_fast_network_is_part_of_the_need(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(BAD.replace("nodes: 0..8", "nodes: 0..8\n    network: efa"))
+    found = compile_cluster(path)
+    assert {o.shape for o in found.bought.pools["a"].offers} == {"g5.8xlarge", "g5.16xlarge"}
+    assert not [w for w in found.warnings if "NAT" in w]
+    many = compile_cluster(ROOT / "cluster-configs" / "specs" / "aws-train.yaml")
+    assert any("32 interfaces" in w and "NAT" in w for w in many.warnings)
+
+
 def test_kuberay_has_a_group_a_rung_and_pods_without_privileges() -> None:
     cluster = compiled("kuberay")
     groups = cluster["spec"]["workerGroupSpecs"]
@@ -186,6 +196,13 @@ pools:
             9,
             ["no on-demand offer", "the cheapest is $1.006/h"],
         ),
+        (
+            "nodes: 0..8",
+            "nodes: 0..8\n    network: efa\n    shapes: [g5.xlarge, g5.2xlarge]",
+            8,
+            ["none of g5.xlarge, g5.2xlarge has EFA", "larger shape"],
+        ),
+        ("nodes: 0..8", "nodes: 0..8\n    placement_group: g", 8, ["write one_zone: true"]),
         ("$60/h", "$1/h", 3, None),
         ("zones: all", "zones: [moon]", 2, ["'moon' is not a zone"]),
         ("$60/h", "$0.10/h", 3, ["does not cover the head", "they cost $0.17/h"]),

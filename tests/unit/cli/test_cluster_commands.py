@@ -71,11 +71,11 @@ def test_a_plan_says_why_it_does_not_know_the_quotas(
     assert sundog("cluster", "plan", spec) == 0
     assert "what the account has is not known: no AWS credentials here" in capsys.readouterr().out
     monkeypatch.setattr(
-        account, "allowed", lambda spec: account.Allowed({("G and VT", "spot"): 64})
+        account, "allowed", lambda spec: account.Allowed({("G and VT", "spot"): 64, ("P5", "spot"): 0})
     )
     assert sundog("cluster", "plan", spec) == 0
     said = capsys.readouterr().out
-    assert "quota P spot: 384 vCPUs at max, the account has 0, ask for 384 more" in said
+    assert "quota P5 spot: 384 vCPUs at max, the account has 0, ask for 384 more" in said
     assert "re-work from a prior of 1 interruption in 20 node-hours" in said
 
 

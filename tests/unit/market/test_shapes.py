@@ -46,3 +46,18 @@ def test_every_cloud_has_gpu_shapes(cloud: str) -> None:
 
 def test_a_misspelt_shape_has_a_near_one() -> None:
     assert catalogue().near("aws", "g5.xlrge")[0] == "g5.xlarge"
+
+
+def test_spot_of_the_newest_gpus_has_quotas_of_its_own() -> None:
+    known = catalogue()
+
+    def quota(name: str, market: str) -> str:
+        shape = known.shape("aws", name)
+        assert shape is not None
+        return shape.quota(market)
+
+    assert quota("p5.48xlarge", "spot") == "P5"
+    assert quota("p5en.48xlarge", "spot") == "P5"
+    assert quota("p4d.24xlarge", "spot") == "P"
+    assert {quota(n, "on-demand") for n in ("p5.48xlarge", "p4d.24xlarge")} == {"P"}
+    assert quota("g5.xlarge", "spot") == "G and VT"
