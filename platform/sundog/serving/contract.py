@@ -13,11 +13,11 @@ import orjson
 
 from sundog.serving.tensors import (
     DATATYPES,
-    SIZE,
     BadTensor,
     count,
     from_json,
-    split_bytes,
+    nesting,
+    raw_of,
     to_json,
 )
 
@@ -142,7 +142,7 @@ class Contract:
             size = _parameter(item, "binary_data_size")
             try:
                 if size is not None:
-                    raw[i], tail = _binary(tensor, shape, size, tail), tail[size:]
+                    raw[i], tail = raw_of(tensor.datatype, shape, size, tail), tail[size:]
                 elif "data" in item:
                     raw[i] = from_json(item["data"], tensor.datatype, count(shape), bools)
                 else:
@@ -166,7 +166,7 @@ class Contract:
             i = self._place(item, raw)
             shape = shapes[i] = self._shape(self.inputs[i], item)
             try:
-                raw[i] = _binary(self.inputs[i], shape, len(data), memoryview(data))
+                raw[i] = raw_of(self.inputs[i].datatype, shape, len(data), memoryview(data))
             except BadTensor as error:
                 raise BadRequest(f"input {self.inputs[i].name!r}: {error}") from None
         return self._finish(document, raw, shapes)
@@ -254,7 +254,7 @@ class Contract:
             if i is None:
                 raise BadRequest(f"there is no field {name[:100]!r}; {self._near(name)}")
             tensor = self.inputs[i]
-            shape = _nesting(value)
+            shape = nesting(value)
             while len(shape) < len(tensor.shape) and _free(tensor.shape[: -len(shape) or None]):
                 shape, value, single = [1, *shape], [value], True
             shapes[i] = self._shape(tensor, {"shape": shape})
@@ -394,30 +394,6 @@ def _first(*values: Any) -> Any:
     return next((v for v in values if v is not None), None)
 
 
-def _binary(tensor: Tensor, shape: tuple[int, ...], size: Any, tail: memoryview) -> memoryview:
-    if type(size) is not int or not 0 <= size <= len(tail):
-        raise BadTensor(f"binary_data_size {size!r} is not what the body holds ({len(tail)} left)")
-    raw = tail[:size]
-    if tensor.datatype == "BYTES":
-        if len(split_bytes(raw)) != count(shape):
-            raise BadTensor(f"the binary data has not the {count(shape)} elements of the shape")
-    elif size != SIZE[tensor.datatype] * count(shape):
-        raise BadTensor(
-            f"{size} bytes of binary data, the shape needs {SIZE[tensor.datatype] * count(shape)}"
-        )
-    return raw
-
-
 def _free(dims: tuple[int, ...]) -> bool:
     """Whether a value may do without these dimensions."""
     return all(d in (-1, 1) for d in dims)
-
-
-def _nesting(value: Any) -> list[int]:
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        if not value:
-            break
-        value = value[0]
-    return shape

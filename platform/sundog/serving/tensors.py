@@ -108,6 +108,32 @@ def _odd(data: list[Any], datatype: str) -> str:
     return "?"
 
 
+def raw_of(datatype: str, shape: tuple[int, ...], size: Any, tail: memoryview) -> memoryview:
+    """The first `size` bytes, where they are a tensor of that shape. Raises BadTensor."""
+    if type(size) is not int or not 0 <= size <= len(tail):
+        raise BadTensor(f"binary_data_size {size!r} is not what the body holds ({len(tail)} left)")
+    raw = tail[:size]
+    if datatype == "BYTES":
+        if len(split_bytes(raw)) != count(shape):
+            raise BadTensor(f"the binary data has not the {count(shape)} elements of the shape")
+    elif size != SIZE[datatype] * count(shape):
+        raise BadTensor(
+            f"{size} bytes of binary data, the shape needs {SIZE[datatype] * count(shape)}"
+        )
+    return raw
+
+
+def nesting(value: Any) -> list[int]:
+    """The shape that a JSON value says, by the first of each list."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
 def to_json(raw: bytes | memoryview, datatype: str) -> bytes:
     """A flat JSON array of raw bytes. NaN and infinities become null: JSON has no such numbers.
 
