@@ -57,6 +57,9 @@ def went_on(root, run_id: str, steps: int, saved: int) -> None:
     run = RunFolder(root, run_id)
     assert run.record()["state"] == "finished"
     assert any(e["event"] == "run.resumed" for e in run.events())
+    [cut] = [e for e in run.events() if e["event"] == "run.recovered" and e["cause"] == "driver"]
+    assert set(cut["stages"]) == {"noticed", "gathered", "formed", "stepped"}
+    assert sum(cut["stages"].values()) <= cut["took_s"] + 0.1
     first = [e for e in run.events() if e["event"] == "run.checkpoint" and e["step"] > saved]
     assert first, "nothing was saved after it went on"
     verdict = verify(root, run_id)
