@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sundog.capacity.check import check, read_spec
+from sundog.capacity.cloud_of import aws_profile
 from sundog.capacity.records import WINDOW_S, spot_records
 from sundog.clock import WALL, Clock
 from sundog.errors import CapacityError, SpecError, SundogError
@@ -13,6 +14,14 @@ from sundog.ledger import RootLedger
 from sundog.market.offers import Record
 from sundog.market.prices import Price, PriceBook
 from sundog.spec.cluster import ClusterSpec
+
+# Where a person looks them up: neither cloud's SDK has them in one call that could be tried here.
+WHERE = {
+    "gcp": "; look under IAM & Admin → Quotas, or gcloud compute regions describe REGION "
+    "(GPUs have one for preemptible and one for on-demand, and GPUS_ALL_REGIONS is another)",
+    "azure": "; look under Quotas → Compute, or az vm list-usage --location LOCATION "
+    "(spot has one of its own for all families: lowPriorityCores)",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,9 @@ def allowed(spec: ClusterSpec) -> Allowed:
     """The account's quotas in the spec's region. Never raises: a plan without them is still one."""
     aws = spec.cloud.aws
     if aws is None:
-        return Allowed(None, f"quotas of {spec.cloud.name} are not asked for")
+        return Allowed(
+            None, f"quotas of {spec.cloud.name} are not asked for{WHERE.get(spec.cloud.name, '')}"
+        )
     if aws.endpoint is not None:
         return Allowed(None, "another EC2 endpoint has no quotas")
     from sundog.clouds.aws_prices import allowed_vcpus, has_credentials
@@ -68,7 +79,8 @@ def todays_prices(path: str | Path, clock: Clock = WALL) -> list[Price]:
     if bought.market_cloud == "aws":
         from sundog.clouds import aws_prices
 
-        return aws_prices.refresh_prices(region, shapes, clock=clock)
+        with aws_profile():
+            return aws_prices.refresh_prices(region, shapes, clock=clock)
     if bought.market_cloud == "azure":
         from sundog.clouds import azure_prices
 

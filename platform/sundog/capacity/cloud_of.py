@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sundog.clouds.base import Cloud
@@ -14,6 +15,19 @@ SDK_FIX = {
 }
 
 
+@contextlib.contextmanager
+def aws_profile() -> Iterator[None]:
+    """A profile that is not there, said as such: boto3 finds out only where it makes a client."""
+    import botocore.exceptions
+
+    try:
+        yield
+    except botocore.exceptions.ProfileNotFound as error:
+        raise ClusterError(
+            str(error), "AWS_PROFILE names it; `aws configure list-profiles` shows those there are"
+        ) from None
+
+
 def make_cloud(provider_config: Mapping[str, Any], cluster: str = "") -> Cloud:
     """`cluster` is needed where Ray's own provider does the calls (GCP, Azure)."""
     ours = provider_config["sundog"]
@@ -21,7 +35,8 @@ def make_cloud(provider_config: Mapping[str, Any], cluster: str = "") -> Cloud:
     if name == "aws":
         from sundog.clouds.aws import AwsCloud
 
-        return AwsCloud(provider_config["region"], ours.get("endpoint"))
+        with aws_profile():
+            return AwsCloud(provider_config["region"], ours.get("endpoint"))
     if name not in SDK_FIX:
         raise ClusterError(f"no elastic provider for {name!r}", "compile with --plain instead")
     from sundog.clouds.azure import Azure

@@ -16,7 +16,6 @@ from typing import Any
 
 from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.commands import DASHBOARD_PORT, TOKEN
-from sundog.capacity.status import read_compiled
 from sundog.capacity.tags import POOL_TAG
 from sundog.clouds.aws_access import push_key
 from sundog.clouds.base import Cloud, Machine
@@ -51,11 +50,10 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def join(
-    compiled: str | Path, *, cloud: Cloud | None = None, push: Push = push_key, run: Run = _run,
+    config: Mapping[str, Any], *, cloud: Cloud | None = None, push: Push = push_key, run: Run = _run,
     home: Path | None = None,
 ) -> Joined:  # fmt: skip
     """Join the cluster of a compiled file. ClusterError where its head is not there or not reached."""
-    config = read_compiled(compiled)
     if config["provider"]["sundog"]["cloud"] != "aws":
         raise ClusterError(
             f"{config['cluster_name']} is not on AWS, and joining is written for AWS alone",

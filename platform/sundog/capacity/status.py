@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sundog.capacity.cloud_of import make_cloud
+from sundog.capacity.compiled import read_compiled
 from sundog.capacity.decide import POOL_KEY
 from sundog.capacity.tags import node_of, price_of
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud
-from sundog.errors import ClusterError
 
 # Ray asks for a missing node every few seconds: a wait nobody repeated for this long is over.
 WAIT_OVER_S = 600.0
@@ -86,16 +84,6 @@ class Status:
     cooling: list[Cooling] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     head_error: str = ""
-
-
-def read_compiled(path: str | Path) -> dict[str, Any]:
-    """The compiled file. ClusterError where there is no ladder in it."""
-    config: dict[str, Any] = yaml.safe_load(Path(path).read_text())
-    if config["provider"].get("sundog") is None:
-        raise ClusterError(
-            f"{path} has no elastic provider", "ask Ray: ray status, or the cloud's console"
-        )
-    return config
 
 
 def cluster_status(

@@ -190,8 +190,13 @@ def _token() -> Finding:
 
 def _cloud_account() -> Finding:
     import boto3
+    import botocore.exceptions
 
-    session = boto3.Session()
+    try:
+        session = boto3.Session()
+    except botocore.exceptions.ProfileNotFound as error:
+        return Finding("aws account", "fail", str(error),
+                       "AWS_PROFILE names it: aws configure list-profiles")  # fmt: skip
     if session.get_credentials() is None:
         return Finding("aws account", "warn", "no credentials; one machine needs none",
                        "for clusters and s3:// roots: aws configure sso, or AWS_PROFILE")  # fmt: skip

@@ -38,7 +38,8 @@ def status(
 
     Example: sundog cluster status cluster-configs/specs/aws-train.yaml
     """
-    from sundog.capacity.status import cluster_status, read_compiled, render, to_json
+    from sundog.capacity.compiled import read_compiled
+    from sundog.capacity.status import cluster_status, render, to_json
 
     out = Output(as_json)
     target = compiled_of(file)
@@ -98,15 +99,19 @@ def logs(
     out.data(said.splitlines())
 
 
-def join(file: Spec, as_json: Json = False) -> None:
+def join(
+    file: Annotated[str, typer.Argument(help="The cluster's spec or its compiled file.")],
+    as_json: Json = False,
+) -> None:
     """Let this laptop in: the cluster's endpoint and token, and SSH by your own cloud identity.
 
     Example: sundog cluster join cluster-configs/specs/aws-train.yaml
     """
+    from sundog.capacity.compiled import config_of
     from sundog.capacity.join import join as join_cluster
 
     out = Output(as_json)
-    joined = join_cluster(compiled_of(file))
+    joined = join_cluster(config_of(file))
     out.say(f"joined {joined.cluster} (head {joined.head}); its files are in {joined.folder}")
     out.say("1. in one shell, bring its ports here:\n   " + joined.tunnel)
     out.say("2. in another, point the tools at it:")

@@ -65,7 +65,7 @@ def compile_spec(
             stale += [str(target)] if current != compiled.text else []
             continue
         if current != compiled.text:
-            target.write_text(compiled.text)
+            _write(target, compiled.text)
         for warning in compiled.warnings:
             print(f"{file}: {warning}", file=sys.stderr)
         print(f"{file} → {target}" + ("" if current != compiled.text else " (unchanged)"))
@@ -132,6 +132,7 @@ def up(
     book = cluster_prices.book(prices)
     out.say(render(_planned(file, book, True, plain)).rstrip("\n"))
     target = _compiled(file, plain, book)
+    _not_a_manifest(target, "apply")
     confirm(f"Start this cluster with `ray up {target}`?", yes)
     for made in make_ready(file):
         out.say(made)
@@ -145,8 +146,15 @@ def down(file: Spec, yes: Yes = False, as_json: Json = False) -> None:
 
     Example: sundog cluster down cluster-configs/specs/aws-train.yaml
     """
+    from sundog.capacity.compile import compiled_name
+    from sundog.capacity.compiled import is_compiled
+
     out = Output(as_json)
-    target = _compiled(file, plain=False)
+    # What it was started from, as it is: the spec may have changed since, or no longer compile.
+    target = Path(file) if is_compiled(file) else compiled_name(file)
+    if not target.is_file():
+        target = _compiled(file, plain=False)
+    _not_a_manifest(target, "delete")
     confirm(f"End every node of the cluster of {target}?", yes)
     _ray("down", "--yes", str(target))
     out.data({"cluster": str(target), "state": "down"})
@@ -189,8 +197,28 @@ def _compiled(file: str, plain: bool, book: PriceBook | None = None) -> Path:
     target = compiled_name(file)
     text = compile_cluster(file, plain=plain, book=book).text
     if not target.is_file() or target.read_text() != text:
-        target.write_text(text)
+        _write(target, text)
     return target
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.write_text(text)
+    except OSError as error:
+        raise ClusterError(
+            f"{target} could not be written: {error.strerror}", "is its folder there, and yours?"
+        ) from None
+
+
+def _not_a_manifest(target: Path, verb: str) -> None:
+    """`ray up` would read a manifest as a cluster file without a cluster."""
+    from sundog.capacity.compiled import is_manifest
+
+    if is_manifest(target):
+        raise ClusterError(
+            f"{target} is for Kubernetes: `ray` neither starts nor ends it",
+            f"kubectl {verb} -f {target} (its token is a Secret of yours: docs/clusters.md)",
+        )
 
 
 def _ray(*arguments: str) -> None:

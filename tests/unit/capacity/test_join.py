@@ -12,6 +12,7 @@ import yaml
 from scripted_cloud import ScriptedCloud
 
 from sundog.capacity.compile import compile_cluster
+from sundog.capacity.compiled import config_of, read_compiled
 from sundog.capacity.join import Joined, join
 from sundog.clouds.aws_access import main, push_key
 from sundog.clouds.base import AuthRefused, Order
@@ -50,7 +51,11 @@ class Shell:
 def joined(compiled: Path, home: Path, shell: Shell) -> tuple[Joined, list[tuple[str, ...]]]:
     pushed: list[tuple[str, ...]] = []
     found = join(
-        compiled, cloud=with_head(), push=lambda *a: pushed.append(a), run=shell, home=home
+        read_compiled(compiled),
+        cloud=with_head(),
+        push=lambda *a: pushed.append(a),
+        run=shell,
+        home=home,
     )
     return found, pushed
 
@@ -99,12 +104,24 @@ def test_what_stands_in_the_way_is_said(compiled: Path, tmp_path: Path) -> None:
     assert "ec2-instance-connect" in caught.value.fix
     assert not (tmp_path / ".sundog" / "clusters" / "train" / "token").exists()
     with pytest.raises(ClusterError, match="0 heads"):
-        join(compiled, cloud=ScriptedCloud(), push=lambda *a: None, run=Shell(), home=tmp_path)
+        join(
+            read_compiled(compiled),
+            cloud=ScriptedCloud(),
+            push=lambda *a: None,
+            run=Shell(),
+            home=tmp_path,
+        )
     plain = yaml.safe_load(compiled.read_text())
     del plain["provider"]["sundog"]
     compiled.write_text(yaml.safe_dump(plain))
     with pytest.raises(ClusterError, match="no elastic provider"):
-        join(compiled, cloud=with_head(), push=lambda *a: None, run=Shell(), home=tmp_path)
+        join(
+            read_compiled(compiled),
+            cloud=with_head(),
+            push=lambda *a: None,
+            run=Shell(),
+            home=tmp_path,
+        )
 
 
 class Client:
@@ -145,3 +162,12 @@ def test_the_command_that_ssh_runs_says_why_it_fails(
     key.write_text("ssh-ed25519 " + "A" * 80)
     assert main(["us-east-1", "i-0123456789", "ubuntu", str(key)]) == 1
     assert "credentials" in capsys.readouterr().err.lower()
+
+
+def test_a_spec_alone_or_its_compiled_file_alone_is_enough(compiled: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "colleague" / "aws.yaml"
+    alone.parent.mkdir()
+    alone.write_text(SPEC.read_text())
+    from_spec, from_file = config_of(alone), config_of(compiled)
+    assert from_spec == from_file
+    assert not (tmp_path / "colleague" / "aws.ray.yaml").exists(), "joining writes no cluster file"

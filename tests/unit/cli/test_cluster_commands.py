@@ -71,7 +71,9 @@ def test_a_plan_says_why_it_does_not_know_the_quotas(
     assert sundog("cluster", "plan", spec) == 0
     assert "what the account has is not known: no AWS credentials here" in capsys.readouterr().out
     monkeypatch.setattr(
-        account, "allowed", lambda spec: account.Allowed({("G and VT", "spot"): 64, ("P5", "spot"): 0})
+        account,
+        "allowed",
+        lambda spec: account.Allowed({("G and VT", "spot"): 64, ("P5", "spot"): 0}),
     )
     assert sundog("cluster", "plan", spec) == 0
     said = capsys.readouterr().out
@@ -96,7 +98,7 @@ def test_compile_says_where_the_nodes_get_sundog_from(
     ("words", "said"),
     [
         (["status", "specs/train.yaml"], "sundog cluster compile specs/train.yaml"),
-        (["join", "specs/train.yaml"], "sundog cluster compile specs/train.yaml"),
+        (["compile", "specs/train.yaml", "-o", "none/x.yaml"], "none/x.yaml could not be written"),
         (["drain", "specs/train.yaml", "i-1", "--yes"], "sundog cluster compile"),
         (["logs", "specs/train.yaml"], "sundog cluster compile"),
         (["up", "specs/train.yaml", "--yes"], "terraform output root"),
@@ -168,3 +170,80 @@ def test_cost_of_a_cluster_comes_from_its_root_or_else_from_its_head(
     assert sundog("cost", "--root", root, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["node_hours"] == 2.0
     assert len(asked) == 1
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What `ray` was asked to do; nothing is started."""
+    from sundog.cli import clusters
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(clusters, "_ray", lambda *words: asked.append(words))
+    return asked
+
+
+def test_down_ends_what_was_started_whatever_has_become_of_the_spec(
+    spec: str, ray: list[tuple[str, ...]]
+) -> None:
+    assert sundog("cluster", "compile", spec, "--no-wheel") == 0
+    started = Path("train.yaml").read_text() + "# with other prices\n"
+    Path("train.yaml").write_text(started)
+    Path(spec).write_text(Path(spec).read_text().replace("us-east-1", "us-est-1"))
+    assert sundog("cluster", "down", spec, "--yes") == 0
+    assert sundog("cluster", "down", "train.yaml", "--yes") == 0
+    assert ray == [("down", "--yes", "train.yaml")] * 2
+    assert Path("train.yaml").read_text() == started
+
+
+KUBERAY = SPEC.with_name("kuberay.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["up", "--yes"], "kubectl apply -f k8s.yaml"),
+        (["down", "--yes"], "kubectl delete -f k8s.yaml"),
+        (["status"], "kubectl get raycluster"),
+        (["join"], "kubectl get raycluster"),
+    ],
+)
+def test_a_cluster_of_kubernetes_is_not_rays_to_start(
+    spec: str, ray: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str],
+    words: list[str], says: str,
+) -> None:  # fmt: skip
+    Path("specs/k8s.yaml").write_text(KUBERAY.read_text())
+    assert sundog("cluster", "compile", "specs/k8s.yaml") == 0
+    first, *rest = words
+    assert sundog("cluster", first, "specs/k8s.yaml", *rest) == 1
+    assert says in capsys.readouterr().err
+    assert ray == []
+
+
+@pytest.mark.parametrize("command", ["status", "prices", "join"])
+def test_a_profile_that_is_not_there_is_named(
+    spec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert sundog("cluster", "compile", spec, "--no-wheel") == 0
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    more = {"prices": ["-o", "p.json"], "status": ["--tags-only"]}.get(command, [])
+    assert sundog("cluster", command, spec, *more) == 1
+    said = capsys.readouterr().err
+    assert "nope" in said
+    assert "list-profiles" in said
+    assert "Traceback" not in said
+
+
+def test_doctor_names_a_profile_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sundog.cli import checkup
+
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    found = checkup._cloud_account()
+    assert (found.level, "list-profiles" in found.fix) == ("fail", True)
+
+
+def test_a_plan_says_where_quotas_of_other_clouds_are(
+    spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("specs/gcp.yaml").write_text(SPEC.with_name("gcp.yaml").read_text())
+    assert sundog("cluster", "plan", "specs/gcp.yaml") == 0
+    assert "IAM & Admin" in capsys.readouterr().out
