@@ -27,7 +27,7 @@ _STRICT = {
     "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d",
 }  # fmt: skip
 
-_FEW = 64
+_FEW = 256
 
 DATATYPES = (*_LAYOUT, "BYTES")
 SIZE = {name: np.dtype(layout).itemsize for name, layout in _LAYOUT.items()}
@@ -73,8 +73,8 @@ def _pack(data: list[Any], datatype: str, bools: bool) -> bytes:
         if code in "fd":
             if len(values) > _FEW:
                 _finite(np.frombuffer(values, _LAYOUT[datatype]))
-            elif not all(map(isfinite, values)):  # numpy takes longer to begin
-                raise OverflowError
+            elif not isfinite(sum(values)) and not all(map(isfinite, values)):
+                raise OverflowError  # so few are summed before numpy has begun
         return values.tobytes()
     if datatype == "BOOL":
         if any(type(x) is not bool for x in data):
