@@ -79,7 +79,7 @@ PEERS := build/peers
 
 bench-peers: setup
 	@mkdir -p $(PEERS)
-	@for peers in "python mosec litserve bentoml" "mlserver mlserver" "triton nvidia-pytriton"; do \
+	@for peers in "python mosec litserve bentoml" "mlserver mlserver" "triton nvidia-pytriton" "kserve kserve"; do \
 	  set -- $$peers; home=$$1; shift; \
 	  $(PYTHON) -m venv $(PEERS)/$$home && \
 	  $(PEERS)/$$home/bin/python -m pip install -q --disable-pip-version-check numpy $$* || \

@@ -69,6 +69,41 @@ def test_tritons_client_infers(triton, binary, packing):
     assert result.get_response()["id"] == "t-1"
 
 
+KSERVE = REPO / "build/peers/kserve/bin/python"
+KSERVES_CLIENT = """
+import asyncio, json, sys
+import numpy as np
+from kserve import InferInput, InferRequest
+from kserve.inference_client import InferenceRESTClient, RESTConfig
+
+async def ask(address):
+    client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0))
+    said = [await client.is_server_live(address), await client.is_server_ready(address)]
+    said += [await client.is_model_ready(address, name) for name in ("scale", "nobody")]
+    for binary in (False, True):
+        x = InferInput("x", [2, 4], "FP32")
+        x.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4), binary_data=binary)
+        request = InferRequest(model_name="scale", infer_inputs=[x])
+        answer = await client.infer(address, request, model_name="scale")
+        said.append(answer.outputs[0].as_numpy().tolist())
+    print(json.dumps(said))
+
+asyncio.run(ask(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not KSERVE.exists(), reason="KServe's client is not there: make bench-peers")
+def test_kserves_client_asks_for_health_and_infers(gateway):
+    """In an environment of its own: its requirements exclude ours."""
+    done = subprocess.run(
+        [str(KSERVE), "-c", KSERVES_CLIENT, gateway], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    twice = [[0.0, 2.0, 4.0, 6.0], [8.0, 10.0, 12.0, 14.0]]
+    assert json.loads(done.stdout.splitlines()[-1]) == [True, True, True, False, twice, twice]
+
+
 def test_tritons_client_gets_strings_and_integers(triton):
     module, client = triton
     values = np.array([[1.0, 2.0]])

@@ -56,7 +56,7 @@ def run_batch(spec: BatchSpec, folder: RunFolder) -> Answered:
         if finished:
             say(folder, f"{len(finished)} of {len(pieces)} pieces are answered already")
         began = WALL.monotonic_s()
-        interruptible(lambda: _answer(work, todo, workers))
+        interruptible(lambda: _answer(work, todo, workers), folder.check_lease)
         seconds = max(WALL.monotonic_s() - began, 1e-9)
         rows, now = sum(p.rows for p in pieces), sum(p.rows for p in todo)
         done |= {

@@ -261,7 +261,7 @@ def _search(spec: SweepSpec, folder: RunFolder, data: str | None, reports: int) 
         )  # fmt: skip
         state = "failed"
         try:
-            interruptible(tuner.fit)
+            interruptible(tuner.fit, folder.check_lease)
             state = "failed" if conductor.fatal else "paused" if conductor.resting else "finished"
         except RunCancelled:
             state = "cancelled"
