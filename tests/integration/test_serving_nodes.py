@@ -42,6 +42,8 @@ def main(gateways: int, folder: Path) -> None:
         "SUNDOG_GATEWAY": f"http://node:{port}", "SUNDOG_GATEWAY_NODES": "role=web",
         "SUNDOG_GATEWAYS": str(gateways), "SUNDOG_GATEWAY_GRPC": "",
         "SUNDOG_ROOT": (folder / "root").as_uri(),
+        # Once with Serve's handle for whom nothing else reaches, once without.
+        "SUNDOG_DATA_PATH": "socket" if gateways == 1 else "direct",
     }  # fmt: skip
     import ray
     from ray.cluster_utils import Cluster

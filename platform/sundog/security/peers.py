@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import secrets
 import ssl
 import tempfile
 from collections.abc import Iterable
@@ -34,7 +35,9 @@ class Identity:
     def make(cls, name: str) -> Identity:
         """A new one. `name` is for people who look at a connection; nobody is trusted for it."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        # Of several that are trusted, OpenSSL looks for the one with the subject: each has its own.
+        mine = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(16))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64]), mine])
         now = datetime.datetime.now(datetime.UTC)
         made = (
             x509.CertificateBuilder()

@@ -126,6 +126,34 @@ def kinds(lane):
     return [type(c).__name__ for c in lane.connections]
 
 
+def test_all_replicas_of_a_model_are_let_in_though_they_have_the_same_name():
+    async def main():
+        gateway, arrived = Identity.make("gateway"), asyncio.Queue()
+        replicas = [Identity.make("replica of digits@1") for _ in range(3)]
+        door = Inbound(gateway, "127.0.0.1")
+        for number, replica in enumerate(replicas):
+            door.expect(replica.certificate, lambda n=number: Arrives(n, arrived))
+        serving = asyncio.create_task(door.serve_forever())
+        host, _, port = door.address.rpartition(":")
+        async with asyncio.timeout(30):
+            for replica in replicas:
+                await asyncio.get_running_loop().create_connection(
+                    asyncio.Protocol, host, int(port), ssl=replica.client(gateway.certificate)
+                )
+            assert {await arrived.get() for _ in replicas} == {0, 1, 2}
+        serving.cancel()
+
+    asyncio.run(main())
+
+
+class Arrives(asyncio.Protocol):
+    def __init__(self, number, queue):
+        self.number, self.queue = number, queue
+
+    def connection_made(self, transport):
+        self.queue.put_nowait(self.number)
+
+
 def test_where_only_direct_ways_are_allowed_nothing_goes_over_the_handle(monkeypatch, caplog):
     monkeypatch.setenv("SUNDOG_DATA_PATH", "direct")
 
