@@ -101,6 +101,7 @@ def autoscaler(url: str, folder: Path, cluster: str, elastic: bool) -> Any:
 
     spec = yaml.safe_load(SPEC.read_text())
     spec["cluster"], spec["cloud"]["aws"]["endpoint"] = cluster, url
+    spec["cloud"]["aws"] |= {"head_role": "sundog-head", "node_role": "sundog-node"}
     spec["pools"] = {"a10g": spec["pools"]["a10g"]}
     spec["network"] = {"security_group": _group(url)}
     path = folder / f"{cluster}.spec.yaml"

@@ -129,7 +129,7 @@ class Cloud:
             s["SubnetId"]: s["AvailabilityZoneId"]
             for s in self.ec2.describe_subnets(SubnetIds=self.subnets)["Subnets"]
         }
-        for name in ("sundog-head", "sundog-node"):
+        for name in ("sundog-head-train", "sundog-node-train"):
             iam.create_instance_profile(InstanceProfileName=name)
         public = (self.folder / "key.pub").read_bytes()
         self.ec2.import_key_pair(KeyName="cloud", PublicKeyMaterial=public)

@@ -88,8 +88,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2]:
         url = f"http://127.0.0.1:{port_file.read_text()}"
         os.environ["AWS_ENDPOINT_URL"] = url  # for Ray's own clients
         ec2 = Ec2(url)
-        for name in ("sundog-head", "sundog-node"):
-            ec2.iam.create_instance_profile(InstanceProfileName=name)
+        for name in ("head-train", "node-train", "head-serve", "node-serve"):
+            ec2.iam.create_instance_profile(InstanceProfileName=f"sundog-{name}")
         yield ec2
     finally:
         process.terminate()

@@ -94,6 +94,8 @@ resource "aws_vpc_security_group_egress_rule" "out" {
 }
 
 # An alarm, because a budget in a spec stops launches and this one hears about everything else too.
+# It counts only once `sundog:cluster` is active as a cost allocation tag, which AWS lets nobody do
+# before the tag has been in use for a day: docs/clusters.md says when and where.
 
 resource "aws_budgets_budget" "monthly" {
   name         = "sundog-${var.cluster}"

@@ -107,13 +107,13 @@ data "aws_iam_policy_document" "head" {
 }
 
 resource "aws_iam_role" "head" {
-  name               = "sundog-head"
+  name               = "sundog-head-${var.cluster}"
   assume_role_policy = data.aws_iam_policy_document.ec2.json
   tags               = local.tags
 }
 
 resource "aws_iam_role" "node" {
-  name               = "sundog-node"
+  name               = "sundog-node-${var.cluster}"
   assume_role_policy = data.aws_iam_policy_document.ec2.json
   tags               = local.tags
 }
@@ -138,12 +138,12 @@ resource "aws_iam_role_policy_attachment" "sessions" {
 }
 
 resource "aws_iam_instance_profile" "head" {
-  name = "sundog-head"
+  name = "sundog-head-${var.cluster}"
   role = aws_iam_role.head.name
 }
 
 resource "aws_iam_instance_profile" "node" {
-  name = "sundog-node"
+  name = "sundog-node-${var.cluster}"
   role = aws_iam_role.node.name
 }
 

@@ -202,7 +202,8 @@ def _offers(
 
     offers = rungs(
         markets[pool.market], rungs=pool.rungs, max_price=pool.max_price,
-        disk_gib=pool.disk.size / GIB, records=records,
+        disk_gib=pool.disk.size / GIB, disk_kind=pool.disk.kind, one_zone=pool.one_zone,
+        records=records,
     )  # fmt: skip
     # A floor without an on-demand rung would be owed for ever.
     full = pool.on_demand_floor > 0

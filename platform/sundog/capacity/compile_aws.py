@@ -26,11 +26,13 @@ def compile_aws(bought: Bought, plain: bool) -> dict[str, Any]:
     cloud = spec.cloud.aws
     assert cloud is not None
     assert bought.head is not None
-    head = _node(spec, cloud, bought.head, spec.head.disk, "head", cloud.head_role)
+    head_role = cloud.head_role or f"sundog-head-{spec.cluster}"
+    node_role = cloud.node_role or f"sundog-node-{spec.cluster}"
+    head = _node(spec, cloud, bought.head, spec.head.disk, "head", head_role)
     types = {"head": head_type(spec, head)}
 
     def node(shape: Shape, disk: Disk, market: str, name: str) -> dict[str, Any]:
-        config = _node(spec, cloud, shape, disk, name, cloud.node_role)
+        config = _node(spec, cloud, shape, disk, name, node_role)
         if market == "spot":
             config["InstanceMarketOptions"] = spot_options(spec.pools[name].max_price)
         return _placed(config, spec.pools[name], spec, plain)

@@ -20,6 +20,8 @@ SPOT_LABEL = {
     "gcp": {"cloud.google.com/gke-spot": "true"},
     "azure": {"kubernetes.azure.com/scalesetpriority": "spot"},
 }
+# The head is never on spot, whoever made the node: EKS's own groups or Karpenter.
+ALSO_SPOT = {"aws": {"karpenter.sh/capacity-type": "spot"}}
 SPOT_TAINT = {
     "aws": None,
     "gcp": "cloud.google.com/gke-spot=true:NoSchedule",
@@ -51,7 +53,7 @@ def compile_kuberay(bought: Bought) -> list[dict[str, Any]]:
             "autoscalerOptions": {
                 "version": "v2", "idleTimeoutSeconds": int(spec.idle), "upscalingMode": "Default"
             },
-            "headGroupSpec": _head(bought, image),
+            "headGroupSpec": _head(bought, cloud, image),
             "workerGroupSpecs": groups,
         },
     }  # fmt: skip
@@ -67,7 +69,7 @@ def _rungs(offers: tuple[Offer, ...]) -> list[Offer]:
     return list(seen.values())
 
 
-def _head(bought: Bought, image: str) -> dict[str, Any]:
+def _head(bought: Bought, cloud: KuberayCloud, image: str) -> dict[str, Any]:
     spec = bought.spec
     # The autoscaler gets a role of its own from KubeRay; user pods get no API token at all.
     return {
@@ -75,12 +77,23 @@ def _head(bought: Bought, image: str) -> dict[str, Any]:
         "template": {
             "metadata": {"labels": {"sundog/cluster": spec.cluster, "sundog/pool": "head"}},
             "spec": {
+                "affinity": {"nodeAffinity": _not_spot(cloud)},
                 "containers": [
                     _container("ray-head", image, str(spec.head.cpus), spec.head.memory, {}, bought)
                 ],
             },
         },
     }  # fmt: skip
+
+
+def _not_spot(cloud: KuberayCloud) -> dict[str, Any]:
+    labels = SPOT_LABEL[cloud.nodes_of] | ALSO_SPOT.get(cloud.nodes_of, {})
+    rules = [{"key": k, "operator": "NotIn", "values": [v]} for k, v in labels.items()]
+    return {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": rules}]
+        }
+    }
 
 
 def _group(

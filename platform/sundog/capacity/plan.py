@@ -11,8 +11,15 @@ from sundog.capacity import reach
 from sundog.capacity.check import Bought, check, read_spec
 from sundog.capacity.state import PoolPlan
 from sundog.clock import WALL, Clock
-from sundog.market.offers import PRIOR_INTERRUPTIONS, PRIOR_NODE_HOURS, Offer, Record
+from sundog.market.offers import (
+    PRIOR_INTERRUPTIONS,
+    PRIOR_NODE_HOURS,
+    Offer,
+    Record,
+    side_costs_usd_hour,
+)
 from sundog.market.prices import Market, PriceBook
+from sundog.spec.quantity import GIB
 
 DAY_S = 86400.0
 TOLD_RUNGS = 3
@@ -69,6 +76,8 @@ class Plan:
     quotas_unknown: str = ""
     rework: str = ""
     warnings: list[str] = field(default_factory=list)
+    side_usd_hour_max: float | None = None
+    """Disks and transfer between zones, estimated, at max. No budget and no ledger counts them."""
 
 
 def plan_cluster(
@@ -97,7 +106,7 @@ def plan_cluster(
     return Plan(
         spec.cluster, spec.cloud.region, pools, low, high, full, spec.budget, refused,
         _quotas(bought, allowed), "" if allowed is not None else why_not,
-        _evidence(bought, records or {}), warned,
+        _evidence(bought, records or {}), warned, _sides(bought),
     )  # fmt: skip
 
 
@@ -152,6 +161,18 @@ def _totals(bought: Bought) -> tuple[float | None, float | None, float | None]:
         high = _add(high, upper)
         full = _add(full, _times(most, dear))
     return low, high, full
+
+
+def _sides(bought: Bought) -> float | None:
+    """Disks and transfer between zones with every pool at its upper end, the head's disk included."""
+    if bought.spec.cloud.name not in ("aws", "gcp", "azure"):
+        return None
+    disk = bought.spec.head.disk
+    total = side_costs_usd_hour(bought.market_cloud, disk.size / GIB, False, disk.kind)
+    for name, pool in bought.spec.pools.items():
+        # The same for each rung: it depends on the pool's disk and zones.
+        total += bought.pools[name].offers[0].side_usd_hour * (pool.nodes.high or 0)
+    return total
 
 
 def _times(count: int, price: float | None) -> float | None:
@@ -211,6 +232,11 @@ def render(plan: Plan, all_rungs: bool = False) -> str:
         f"at min {_usd(plan.usd_hour_min)} · at max {_usd(plan.usd_hour_max)} "
         f"(all on-demand {_usd(plan.usd_hour_max_on_demand)})"
     )
+    if plan.side_usd_hour_max is not None:
+        out.append(
+            f"on top, at max: about {_usd(plan.side_usd_hour_max)} of disks and transfer between zones "
+            "(in no budget and no ledger)"
+        )
     out += plan.refused
     for quota in plan.quotas:
         have = "not known" if quota.allowed is None else f"the account has {quota.allowed}"

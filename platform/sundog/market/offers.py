@@ -21,7 +21,12 @@ LOST_HOURS_PER_INTERRUPTION = (300 + 60) / 3600
 # Data that a node exchanges with other zones while it works; the clouds bill both directions.
 CROSS_ZONE_GIB_HOUR = 1.0
 CROSS_ZONE_USD_GIB = {"aws": 0.02, "gcp": 0.01, "azure": 0.0}
-DISK_USD_GIB_MONTH = {"aws": 0.08, "gcp": 0.10, "azure": 0.12}
+# By kind of disk, and "" for a kind that is not named here.
+DISK_USD_GIB_MONTH: dict[str, dict[str, float]] = {
+    "aws": {"": 0.08, "gp2": 0.10, "io1": 0.125, "io2": 0.125, "st1": 0.045, "sc1": 0.015},
+    "gcp": {"": 0.10, "pd-standard": 0.04, "pd-ssd": 0.17, "hyperdisk-balanced": 0.08},
+    "azure": {"": 0.12},
+}
 HOURS_PER_MONTH = 730.0
 # Spot without a known price is bounded by its own on-demand price. Past this multiple of the
 # cheapest on-demand offer it is no bargain even then, only one more refused call.
@@ -81,9 +86,12 @@ def rework(record: Record) -> float:
     return hazard * LOST_HOURS_PER_INTERRUPTION
 
 
-def side_costs_usd_hour(cloud: str, disk_gib: float, other_zone: bool) -> float:
+def side_costs_usd_hour(
+    cloud: str, disk_gib: float, other_zone: bool, disk_kind: str = ""
+) -> float:
     """Disks and cross-zone transfer of one node, in dollars an hour."""
-    disk = disk_gib * DISK_USD_GIB_MONTH.get(cloud, 0.0) / HOURS_PER_MONTH
+    kinds = DISK_USD_GIB_MONTH.get(cloud, {"": 0.0})
+    disk = disk_gib * kinds.get(disk_kind, kinds[""]) / HOURS_PER_MONTH
     transfer = CROSS_ZONE_GIB_HOUR * CROSS_ZONE_USD_GIB.get(cloud, 0.0) if other_zone else 0.0
     return disk + transfer
 
@@ -91,7 +99,8 @@ def side_costs_usd_hour(cloud: str, disk_gib: float, other_zone: bool) -> float:
 def ladder(
     *, cloud: str, region: str, zones: Iterable[str], shapes: Iterable[Shape], book: PriceBook,
     markets: Iterable[Market], rungs: int = 8, max_price: float | None = None,
-    disk_gib: float = 0.0, records: Mapping[str, Record] | None = None,
+    disk_gib: float = 0.0, disk_kind: str = "", one_zone: bool = False,
+    records: Mapping[str, Record] | None = None,
 ) -> list[Offer]:  # fmt: skip
     """The rungs in the order to try them: cheapest expected cost first, within each market.
 
@@ -100,12 +109,12 @@ def ladder(
     and anything above `max_price`, is left out.
     """
     places, kinds = list(zones) or [""], list(shapes)
+    # A gang in one zone exchanges nothing with another.
+    side = side_costs_usd_hour(cloud, disk_gib, len(places) > 1 and not one_zone, disk_kind)
     found: dict[Market, list[Offer]] = {}
     for market in markets:
         offers = [
-            _offer(
-                cloud, market, region, zone, shape, book, disk_gib, len(places) > 1, records or {}
-            )
+            _offer(cloud, market, region, zone, shape, book, side, records or {})
             for shape in kinds
             for zone in places
         ]
@@ -137,7 +146,7 @@ def _affordable(offer: Offer, max_price: float | None) -> bool:
 
 def _offer(
     cloud: str, market: Market, region: str, zone: str, shape: Shape, book: PriceBook,
-    disk_gib: float, several_zones: bool, records: Mapping[str, Record],
+    side: float, records: Mapping[str, Record],
 ) -> Offer:  # fmt: skip
     price = book.find(cloud, market, region, zone, shape.name)
     full = book.find(cloud, "on-demand", region, zone, shape.name)
@@ -145,7 +154,6 @@ def _offer(
     # A spot price never exceeds the on-demand one, so that bounds what we do not know.
     bound = full.usd_hour if full else None
     base = usd_hour if usd_hour is not None else bound
-    side = side_costs_usd_hour(cloud, disk_gib, several_zones)
     return Offer(
         cloud, market, region, zone, shape.name, shape.quota(market), usd_hour, bound,
         _expected(market, f"{zone}/{shape.name}", base, side, records),

@@ -109,10 +109,6 @@ class Catalogue:
     def gpu_kinds(self, cloud: str) -> list[str]:
         return sorted({s.accelerator for s in self.of(cloud) if s.accelerator})
 
-    def with_more(self, shapes: Iterable[Shape]) -> Catalogue:
-        """This and newer shapes; a newer row of the same name wins."""
-        return Catalogue([*self._shapes.values(), *shapes])
-
 
 def read_shapes(rows: Iterable[dict[str, str]]) -> list[Shape]:
     return [

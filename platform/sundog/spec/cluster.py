@@ -157,8 +157,12 @@ class AwsCloud(Spec):
     )
     endpoint: str | None = Field(None, description="another EC2 endpoint, such as a test cloud")
     metadata: str | None = Field(None, description="another metadata service, such as a test's")
-    head_role: str = Field("sundog-head", description="instance profile of the head")
-    node_role: str = Field("sundog-node", description="instance profile of workers")
+    head_role: str | None = Field(
+        None, description="instance profile of the head; else sundog-head-CLUSTER"
+    )
+    node_role: str | None = Field(
+        None, description="instance profile of workers; else sundog-node-CLUSTER"
+    )
     tags: dict[str, str] = Field(default_factory=dict, description="cost tags on everything")
 
     @field_validator("tags")

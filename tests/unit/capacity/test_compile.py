@@ -57,6 +57,17 @@ def test_ray_accepts_it(spec: Path) -> None:
         assert config["provider"]["cache_stopped_nodes"] is False
 
 
+@pytest.mark.parametrize("stem", ["gcp", "azure"])
+def test_ray_accepts_the_plain_file_of_the_other_clouds(stem: str) -> None:
+    config = compiled(stem, plain=True)
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    assert config["provider"]["type"] == stem
+    assert "sundog" not in config["provider"]
+    assert len(prepared["available_node_types"]) > 2
+    assert compiled(stem)["provider"]["type"] == "external"
+
+
 @pytest.mark.parametrize("stem", ["aws-train", "aws-serve"])
 def test_ray_accepts_the_plain_file_too_and_it_names_no_module_of_ours(stem: str) -> None:
     path = ROOT / "cluster-configs" / "specs" / f"{stem}.yaml"
@@ -95,7 +106,8 @@ def test_every_aws_node_is_hardened_and_tagged(stem: str) -> None:
             assert tags["sundog:cluster"] == config["cluster_name"]
             assert "team" in tags
         assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
-        role = "sundog-head" if name == "head" else "sundog-node"
+        # A role a cluster, as the Terraform names them: two clusters in an account collide otherwise.
+        role = f"sundog-{'head' if name == 'head' else 'node'}-{config['cluster_name']}"
         assert node["IamInstanceProfile"] == {"Name": role}
         assert "InstanceMarketOptions" not in node, "the market is the ladder's business"
     assert "0.0.0.0/0" not in yaml.safe_dump(config)
@@ -147,6 +159,15 @@ def test_kuberay_has_a_group_a_rung_and_pods_without_privileges() -> None:
     assert len({g["groupName"] for g in groups}) == len(groups)
     markets = [(g["labels"]["sundog.pool"], g["labels"]["ray.io/market-type"]) for g in groups]
     assert {("a10g", "spot"), ("a10g", "on-demand"), ("a10g-x4", "spot")} <= set(markets)
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    [term] = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    assert {
+        "key": "eks.amazonaws.com/capacityType",
+        "operator": "NotIn",
+        "values": ["SPOT"],
+    } in term["matchExpressions"], "the head is never on spot"
     for group in groups:
         pod = group["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False

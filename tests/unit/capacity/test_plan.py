@@ -56,3 +56,13 @@ def test_the_table_shows_each_market_and_its_age() -> None:
     assert text.count("\n") < render(plan_cluster(SPECS / "aws-train.yaml"), all_rungs=True).count(
         "\n"
     )
+
+
+def test_disks_and_transfer_are_said_apart_from_what_a_budget_counts() -> None:
+    plan = plan_cluster(SPECS / "aws-serve.yaml", clock=NOW)
+    nodes = 10 + 6
+    head_disk = 100 * 0.08 / 730
+    disks = nodes * 200 * 0.08 / 730 + head_disk
+    assert plan.side_usd_hour_max == pytest.approx(disks + nodes * 0.02)
+    assert "of disks and transfer between zones" in render(plan)
+    assert plan_cluster(SPECS / "onprem.yaml", clock=NOW).side_usd_hour_max is None

@@ -46,6 +46,18 @@ def test_what_must_exist_before_is_there() -> None:
     assert all(v is True for k, v in blocked.items() if k != "bucket")
 
 
+def test_two_clusters_in_an_account_do_not_share_a_name() -> None:
+    for kind in ("aws_iam_role", "aws_iam_instance_profile", "aws_iam_policy"):
+        for name, made in resources(kind).items():
+            assert "${var.cluster}" in made["name"], f"{kind}.{name}"
+
+
+def test_efa_traffic_may_leave_for_the_groups_own_nodes() -> None:
+    rules = resources("aws_vpc_security_group_egress_rule").values()
+    own = [r for r in rules if "referenced_security_group_id" in r]
+    assert [r["ip_protocol"] for r in own] == ["-1"]
+
+
 def test_no_way_in_from_the_internet() -> None:
     for name, rule in resources("aws_vpc_security_group_ingress_rule").items():
         assert "0.0.0.0/0" not in str(rule), name

@@ -51,3 +51,11 @@ def test_limits_hold() -> None:
     assert len([o for o in rungs(rungs=3) if o.market == "spot"]) == 3
     assert len({o.shape for o in rungs(rungs=4) if o.market == "on-demand"}) == 2
     assert {o.market for o in rungs(markets=("spot",))} == {"spot"}
+
+
+def test_a_gang_in_one_zone_pays_no_transfer_and_a_dearer_disk_costs_more() -> None:
+    spread, gang = rungs()[0], rungs(one_zone=True)[0]
+    assert spread.side_usd_hour > gang.side_usd_hour == 0.0
+    gp3 = rungs(disk_gib=1000, one_zone=True)[0]
+    io2 = rungs(disk_gib=1000, disk_kind="io2", one_zone=True)[0]
+    assert io2.side_usd_hour > gp3.side_usd_hour > 0
