@@ -134,6 +134,7 @@ def test_all_replicas_of_a_model_are_let_in_though_they_have_the_same_name():
         for number, replica in enumerate(replicas):
             door.expect(replica.certificate, lambda n=number: Arrives(n, arrived))
         serving = asyncio.create_task(door.serve_forever())
+        await asyncio.sleep(0)  # it listens
         host, _, port = door.address.rpartition(":")
         async with asyncio.timeout(30):
             for replica in replicas:
