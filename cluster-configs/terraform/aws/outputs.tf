@@ -12,3 +12,8 @@ output "join_policy" {
   value       = aws_iam_policy.join.arn
   description = "attach it to whoever may `sundog cluster join`"
 }
+
+output "up_policy" {
+  value       = aws_iam_policy.up.arn
+  description = "attach it to whoever runs `sundog cluster up`"
+}

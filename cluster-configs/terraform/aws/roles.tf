@@ -87,6 +87,13 @@ data "aws_iam_policy_document" "head" {
     }
   }
 
+  # The default image is AWS's own, named by a public parameter that EC2 looks up at each launch.
+  statement {
+    sid       = "FindTheImage"
+    actions   = ["ssm:GetParameters"]
+    resources = ["arn:aws:ssm:${var.region}::parameter/aws/service/deeplearning/*"]
+  }
+
   # Without this a new account cannot launch its first spot instance.
   statement {
     sid       = "SpotServiceRole"
@@ -176,5 +183,84 @@ data "aws_iam_policy_document" "join" {
 resource "aws_iam_policy" "join" {
   name   = "sundog-join-${var.cluster}"
   policy = data.aws_iam_policy_document.join.json
+  tags   = local.tags
+}
+
+# For whoever runs `sundog cluster up`: what the head may, and what must be there before it.
+data "aws_iam_policy_document" "up" {
+  source_policy_documents = [data.aws_iam_policy_document.head.json]
+
+  # Making and describing these cannot be limited to resources that are not there yet.
+  statement {
+    sid = "PrepareTheNetwork"
+    actions = [
+      "ec2:DescribeVpcs", "ec2:DescribeSecurityGroups", "ec2:DescribeKeyPairs",
+      "ec2:DescribePlacementGroups", "ec2:CreateSecurityGroup", "ec2:CreateKeyPair",
+      "ec2:CreatePlacementGroup",
+    ]
+    resources = ["*"]
+  }
+
+  statement {
+    sid     = "TagWhatIsMade"
+    actions = ["ec2:CreateTags"]
+    resources = [
+      "arn:aws:ec2:${var.region}:${local.account}:security-group/*",
+      "arn:aws:ec2:${var.region}:${local.account}:placement-group/*",
+    ]
+    condition {
+      test     = "StringEquals"
+      variable = "ec2:CreateAction"
+      values   = ["CreateSecurityGroup", "CreatePlacementGroup"]
+    }
+  }
+
+  statement {
+    sid = "SetTheRulesOfTheClustersGroup"
+    actions = [
+      "ec2:AuthorizeSecurityGroupIngress", "ec2:AuthorizeSecurityGroupEgress",
+      "ec2:RevokeSecurityGroupIngress",
+    ]
+    resources = ["arn:aws:ec2:${var.region}:${local.account}:security-group/*"]
+    condition {
+      test     = "StringEquals"
+      variable = "ec2:ResourceTag/sundog:cluster"
+      values   = [var.cluster]
+    }
+  }
+
+  statement {
+    sid       = "GiveTheHeadItsRole"
+    actions   = ["iam:PassRole"]
+    resources = [aws_iam_role.head.arn]
+  }
+
+  statement {
+    sid       = "SshThroughSessionManager"
+    actions   = ["ssm:StartSession"]
+    resources = [local.instances]
+    condition {
+      test     = "StringEquals"
+      variable = "ssm:resourceTag/ray-cluster-name"
+      values   = [var.cluster]
+    }
+  }
+
+  statement {
+    sid       = "SshDocument"
+    actions   = ["ssm:StartSession"]
+    resources = ["arn:aws:ssm:${var.region}::document/AWS-StartSSHSession"]
+  }
+
+  statement {
+    sid       = "QuotasAndPrices"
+    actions   = ["servicequotas:GetServiceQuota", "pricing:GetProducts"]
+    resources = ["*"]
+  }
+}
+
+resource "aws_iam_policy" "up" {
+  name   = "sundog-up-${var.cluster}"
+  policy = data.aws_iam_policy_document.up.json
   tags   = local.tags
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,20 @@ def test_who_joins_may_enter_this_cluster_and_change_nothing() -> None:
     }  # fmt: skip
     [condition] = join["ConnectToTheClusters"]["condition"]
     assert condition["variable"] == "aws:ResourceTag/ray-cluster-name"
+
+
+def test_who_runs_up_may_do_what_bootstrap_calls() -> None:
+    up = statements("up")
+    may = {a for s in up.values() for a in s["actions"]}
+    clouds = Path(__file__).parents[3] / "platform" / "sundog" / "clouds"
+    called = set(re.findall(r"\bec2\.([a-z_]+)\(", (clouds / "aws_network.py").read_text()))
+    assert len(called) > 6
+    wanted = {"ec2:" + "".join(w.title() for w in call.split("_")) for call in called}
+    head = {a for s in statements("head").values() for a in s["actions"]}
+    assert wanted - may - head == set()
+    assert {"ec2:DescribeKeyPairs", "ec2:CreateKeyPair", "ssm:StartSession"} <= may, "Ray and SSH"
+    for sid, statement in up.items():
+        assert not any("*" in a for a in statement["actions"]), sid
+        if sid.startswith("SetTheRules"):
+            [condition] = statement["condition"]
+            assert condition["variable"] == "ec2:ResourceTag/sundog:cluster"
