@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def plan_cluster(
     bought_here = spec.cloud.name in ("aws", "gcp", "azure")
     pools = [
         PoolTable(
-            n, str(spec.pools[n].nodes), [_rung(i, o, bought, clock) for i, o in enumerate(p.offers, 1)],
+            n, str(spec.pools[n].nodes), [_rung(i, o, clock) for i, o in enumerate(p.offers, 1)],
             fallback=bought_here and not plain,
         )
         for n, p in bought.pools.items()
@@ -128,14 +129,13 @@ def _evidence(bought: Bought, records: Mapping[str, Record]) -> str:
     )
 
 
-def _rung(number: int, offer: Offer, bought: Bought, clock: Clock) -> Rung:
-    price = bought.book.find(
-        bought.market_cloud, offer.market, offer.region, offer.zone, offer.shape
-    )
+def _rung(number: int, offer: Offer, clock: Clock) -> Rung:
+    # The day is that of the price, or of the on-demand price that bounds it.
+    today = datetime.fromtimestamp(clock.now_s(), UTC).date()
     return Rung(
         number, offer.market, offer.zone or "any", offer.shape, offer.usd_hour,
         offer.bound_usd_hour, offer.expected_usd_hour,
-        price.age_days(clock.now_s()) if price else None,
+        (today - offer.priced_on).days if offer.priced_on else None,
     )  # fmt: skip
 
 

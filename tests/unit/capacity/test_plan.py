@@ -66,3 +66,10 @@ def test_disks_and_transfer_are_said_apart_from_what_a_budget_counts() -> None:
     assert plan.side_usd_hour_max == pytest.approx(disks + nodes * 0.02)
     assert "of disks and transfer between zones" in render(plan)
     assert plan_cluster(SPECS / "onprem.yaml", clock=NOW).side_usd_hour_max is None
+
+
+def test_a_rung_bounded_by_a_dated_price_has_that_prices_age() -> None:
+    rungs = [r for p in plan_cluster(SPECS / "aws-train.yaml", clock=NOW).pools for r in p.rungs]
+    bounded = [r for r in rungs if r.usd_hour is None and r.at_most_usd_hour is not None]
+    assert bounded
+    assert {r.age_days for r in bounded} == {10}
