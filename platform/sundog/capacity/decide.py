@@ -30,9 +30,6 @@ SPOT_QUIET_S = 300.0
 # Nodes of a gang that found no work for this long wait for the others: work that one node is enough
 # for is placed within seconds.
 GANG_IDLE_S = 60.0
-# Nodes of a gang that found no work for this long wait for the others: work that one node is enough
-# for is placed within seconds.
-GANG_IDLE_S = 60.0
 BUDGET_ROUNDING_USD = 1e-9
 
 
