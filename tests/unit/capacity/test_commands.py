@@ -125,7 +125,7 @@ def test_a_wheel_of_ones_own_lies_on_the_node_where_setup_looks_for_it() -> None
     assert "~/.sundog/wheel" not in mounts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_setup_really_brings_a_python_that_has_sundog(tmp_path: Path) -> None:
     """The committed commands in an empty home, with the wheel of this project and real registries."""
