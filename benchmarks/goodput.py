@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,10 @@ class Policy:
     step_s: float = 1.0
 
 
-# The stage costs of ours: the goals of the design, which benchmarks/recovery.py measures against;
-# `--costs FILE` takes measured ones. Checkpoint stalls are of an asynchronous save of 500 MB.
+# The stage costs of ours: the goals of the design; `--costs FILE` takes what benchmarks/recovery.py
+# measured. Checkpoint stalls are of an asynchronous save of 500 MB.
 SUNDOG = Policy("sundog", True, True, False, 10.0, 3.0, 1.0, 10.0, 0.10, None)
-POLICIES = (
-    SUNDOG,
-    replace(SUNDOG, name="sundog, with notices", notice=True, shrink_s=1.5),
-    replace(SUNDOG, name="sundog, 60 s to start a node", startup_s=60.0, cold_s=60.0),
+OTHERS = (
     Policy("restart 5 s, checkpoint in the notice", False, False, True, 0, 5, 5, 5, 10, None),
     Policy("restart 20 s, checkpoint in the notice", False, False, True, 0, 20, 20, 20, 10, None),
     Policy("restart 60 s, Young/Daly", False, False, False, 0, 60, 60, 60, 10, None),
@@ -297,13 +294,39 @@ def _is_bamboo(path: Path) -> bool:
     return not path.read_text().lstrip().startswith("[")
 
 
-def with_costs(path: Path | None) -> tuple[Policy, ...]:
-    """The policies, ours with the stage costs of a file ({"shrink_s": …, "grow_s": …, …})."""
+def ours(costs: Mapping[str, float], noticed_s: float) -> tuple[Policy, ...]:
+    """Ours with these stage costs; `noticed_s` is the pause when a node goes with a notice."""
+    base = replace(SUNDOG, **costs)
+    slow = 60.0
+    return (
+        base,
+        replace(base, name="sundog, with notices", notice=True, shrink_s=noticed_s),
+        replace(
+            base, name="sundog, 60 s to start a node", startup_s=slow, cold_s=base.cold_s + slow
+        ),
+    )
+
+
+def policies_of(path: Path | None) -> tuple[Policy, ...]:
+    """All policies, ours with the medians of a file of recovery.py, else with the design's goals."""
     if path is None:
-        return POLICIES
-    costs = json.loads(path.read_text())
-    known = {k: float(v) for k, v in costs.get("costs", costs).items() if k in asdict(SUNDOG)}
-    return (replace(SUNDOG, **known), *POLICIES[1:])
+        return (*ours({}, 1.5), *OTHERS)
+    try:
+        stages = json.loads(path.read_text())["policies"]["sundog"]
+
+        def median(kind: str, name: str) -> float:
+            return float(stages[kind][name]["median"])
+
+        costs = {
+            "shrink_s": median("raylet", "fault_to_step_s"),
+            "grow_s": median("raylet", "pause_to_grow_s"),
+            "cold_s": median("driver", "fault_to_step_s"),
+        }
+        return (*ours(costs, median("notice", "pause_s")), *OTHERS)
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(
+            f"{path}: no result of recovery.py with raylet, driver and notice: {error!r}"
+        ) from None
 
 
 def for_real(arguments: argparse.Namespace) -> dict[str, object]:
@@ -340,7 +363,7 @@ def main() -> None:
     )
     parser.add_argument("--events", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--nodes", type=int, default=32, help="most nodes that the run may have")
-    parser.add_argument("--costs", type=Path, help="measured stage costs of ours, JSON")
+    parser.add_argument("--costs", type=Path, help="stage costs of ours: a result of recovery.py")
     parser.add_argument(
         "--quick", action="store_true", help="of --real: the first file, 25 s, kills only"
     )
@@ -353,7 +376,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 2 <= arguments.workers <= 4:
         parser.error("--workers: 2 to 4 processes")
-    policies = with_costs(arguments.costs)
+    policies = policies_of(arguments.costs)
     files = {}
     for path in arguments.events:
         if not path.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import goodput as bench
 import pytest
 
@@ -48,7 +50,7 @@ def test_survivors_with_state_beat_restarts(tmp_path):
     lines = [f"0,add,n{i}" for i in range(8)]
     lines += [f"{600_000 * (i + 1)},remove,n{i}" for i in range(6)]
     (tmp_path / "b.csv").write_text("\n".join([*lines, "4800000,remove,n7"]))
-    found = bench.measure(tmp_path / "b.csv", 32, bench.POLICIES)["policies"]
+    found = bench.measure(tmp_path / "b.csv", 32, bench.policies_of(None))["policies"]
     assert found["sundog"]["goodput"] > found["restart 60 s, Young/Daly"]["goodput"] + 0.05
     # One loss by hand: each of six losses stops the others for 3 s and undoes a second of work.
     left = sum(7 - i for i in range(6))
@@ -56,3 +58,20 @@ def test_survivors_with_state_beat_restarts(tmp_path):
     assert found["sundog"]["losses"]["restart"] == pytest.approx(
         (8 * 10 + left * 3) / available, rel=0.05
     )
+
+
+def test_stage_costs_come_from_what_recovery_measured(tmp_path):
+    stages = {
+        "raylet": {"fault_to_step_s": {"median": 2.5}, "pause_to_grow_s": {"median": 0.5}},
+        "notice": {"pause_s": {"median": 0.7}},
+        "driver": {"fault_to_step_s": {"median": 9.0}},
+    }
+    file = tmp_path / "recovery.json"
+    file.write_text(json.dumps({"policies": {"sundog": stages}}))
+    plain, noticed, slow, *_ = bench.policies_of(file)
+    assert (plain.shrink_s, plain.grow_s, plain.cold_s) == (2.5, 0.5, 9.0)
+    assert (noticed.notice, noticed.shrink_s) == (True, 0.7)
+    assert (slow.startup_s, slow.cold_s) == (60.0, 69.0)
+    file.write_text(json.dumps({"policies": {"sundog": {}}}))
+    with pytest.raises(SystemExit, match="no result of recovery.py with raylet"):
+        bench.policies_of(file)
