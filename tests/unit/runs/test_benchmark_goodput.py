@@ -73,5 +73,5 @@ def test_stage_costs_come_from_what_recovery_measured(tmp_path):
     assert (noticed.notice, noticed.shrink_s) == (True, 0.7)
     assert (slow.startup_s, slow.cold_s) == (60.0, 69.0)
     file.write_text(json.dumps({"policies": {"sundog": {}}}))
-    with pytest.raises(SystemExit, match="no result of recovery.py with raylet"):
+    with pytest.raises(SystemExit, match="with raylet, driver"):
         bench.policies_of(file)
