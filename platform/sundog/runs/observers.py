@@ -92,7 +92,7 @@ class MlFlow:
         folder.update(mlflow_run_id=self._run_id)
 
     def point(self, point: Mapping[str, Any]) -> None:
-        values = {k: point[k] for k in telemetry.RUN_GAUGES if k != "step"}
+        values = {k: point.get(k) for k in telemetry.RUN_GAUGES if k != "step"}
         values |= point.get("metrics") or {}
         numbers = {k: float(v) for k, v in values.items() if v is not None}
         # By its id: MLflow's own "active run" is the main thread's, and this one is not.
