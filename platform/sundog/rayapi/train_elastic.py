@@ -10,6 +10,7 @@ they are not as expected.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -50,6 +51,7 @@ class ElasticController(TrainController):  # type: ignore[misc]
             (ElasticWorkerGroup,),
             {"pool": policy.pool, "placement": policy.placement, "market": policy.market},
         )
+        arguments["failure_policy"].nodes_of = self._nodes_of
         super().__init__(**arguments)
         self._train_fn_ref: Any = Carried(self._train_fn_ref.get())
 
@@ -75,6 +77,12 @@ class ElasticController(TrainController):  # type: ignore[misc]
             previous_state=self._state,
             next_state=RunningState(),
         )
+
+    def _nodes_of(self, ranks: Iterable[int]) -> set[str]:
+        group = self._worker_group
+        workers = group.get_workers() if group is not None and group.has_started() else []
+        wanted = set(ranks)
+        return {w.metadata.node_id for rank, w in enumerate(workers) if rank in wanted}
 
     async def keep(self, private: dict[str, str]) -> None:
         """Environment variables for every worker. Not an argument of the constructor: Ray stores

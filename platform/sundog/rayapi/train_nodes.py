@@ -5,7 +5,8 @@ Reads Ray's own state, which costs a millisecond or two. Private part of Ray: th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MARKET = "ray.io/market-type"
@@ -56,6 +57,24 @@ def room(need: Mapping[str, float], without: Mapping[str, float]) -> int:
             fits = [int(have.get(name, 0) // each) for name, each in need.items() if each > 0]
             count += min(fits, default=1)
     return count
+
+
+def gone(nodes: Iterable[str]) -> set[str]:
+    """Those of the nodes that are dead, or whose raylet takes no connection: the GCS needs up to half a
+    minute to call such a node dead."""
+    import ray
+
+    where = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+    return {node for node in nodes if node not in where or not _listens(where[node])}
+
+
+def _listens(node: Mapping[str, Any]) -> bool:
+    try:
+        where = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        with socket.create_connection(where, timeout=0.5):
+            return True
+    except OSError:
+        return False
 
 
 def can_grow() -> bool:

@@ -6,7 +6,7 @@ as in `train_elastic.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -18,6 +18,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingPolicy,
 )
 from ray.train.v2._internal.execution.worker_group.worker import Worker
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sundog.clock import WALL
 from sundog.rayapi import train_nodes, train_slot
@@ -26,6 +27,7 @@ from sundog.rayapi.train_pool import Pool, Standby
 _TORN_S = 0.5  # how long others may be silent after one said that it lost them
 _LAST_SAVE_S = 3.0  # before a deadline at which too few would be left to go on
 _LONGEST_WARMING_S = 300.0  # a busy machine may take a minute to import torch
+_NODE_FOLLOWS_S = 3.0  # a node that is going down may end its workers first
 _LONGEST_PAUSE_S = 60.0  # between two tries to warm a standby
 
 
@@ -224,8 +226,11 @@ def _state(status: Any) -> str:
 
 
 class InARow(DefaultFailurePolicy):  # type: ignore[misc]
-    """Train's own policy, but `max_failures` counts failures without a step further between them: a long
-    run on nodes that come and go has any number of others."""
+    """Train's own policy, but `max_failures` counts failures without a step further between them, and not
+    those of workers that went with their node: a long run on nodes that come and go has any number of
+    others."""
+
+    nodes_of: Callable[[Iterable[int]], set[str]]  # the nodes of these ranks; set by the controller
 
     def __init__(self, failure_config: Any, reached: Callable[[], int]) -> None:
         super().__init__(failure_config)
@@ -235,4 +240,24 @@ class InARow(DefaultFailurePolicy):  # type: ignore[misc]
         step = self._reached()
         if step > self._furthest:
             self._furthest, self._worker_group_failures = step, 0
-        return super().make_decision(training_failed_error)
+        counted = self._worker_group_failures
+        decision = super().make_decision(training_failed_error)
+        if isinstance(training_failed_error, WorkerGroupError):
+            nodes = self.nodes_of(training_failed_error.worker_failures)
+            # A worker may go a moment before its node: worth a wait where the run would end.
+            patience_s = _NODE_FOLLOWS_S if decision is FailureDecision.RAISE else 0.0
+            if _all_gone(nodes, patience_s):
+                self._worker_group_failures = counted
+                return FailureDecision.RETRY
+        return decision
+
+
+def _all_gone(nodes: set[str], patience_s: float) -> bool:
+    if not nodes:
+        return False
+    until_s = WALL.monotonic_s() + patience_s
+    while nodes - train_nodes.gone(nodes):
+        if WALL.monotonic_s() >= until_s:
+            return False
+        WALL.sleep(0.2)
+    return True

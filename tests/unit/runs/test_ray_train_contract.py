@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 import ray
 
 
@@ -90,6 +91,32 @@ def test_failures_count_only_while_no_step_is_made_between_them():
 
     steps = iter([100, 250, 250, 250, 250])
     policy = InARow(FailureConfig(max_failures=2), lambda: next(steps))
+    policy.nodes_of = lambda ranks: set()
     made = [policy.make_decision(WorkerGroupError("lost", {0: OSError()})) for _ in range(5)]
     retry = FailureDecision.RETRY
     assert made == [retry, retry, retry, FailureDecision.RAISE, FailureDecision.RAISE]
+
+
+@pytest.mark.parametrize("goes_after", [0, 2])
+def test_a_worker_lost_with_its_node_is_no_failure_of_the_run(monkeypatch, goes_after: int):
+    """Also where the worker goes a moment before the node."""
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from sundog.rayapi import train_nodes
+    from sundog.rayapi.train_policy import InARow
+
+    asked = []
+    policy = InARow(FailureConfig(max_failures=0), lambda: 100)
+    policy.nodes_of = lambda ranks: {f"node of {rank}" for rank in ranks}
+    monkeypatch.setattr(
+        train_nodes,
+        "gone",
+        lambda nodes: asked.append(nodes) or (len(asked) > goes_after and nodes) or set(),
+    )
+    assert policy.make_decision(WorkerGroupError("x", {1: OSError()})) is FailureDecision.RETRY
+    assert asked[0] == {"node of 1"}
+    monkeypatch.setattr(train_nodes, "gone", lambda nodes: {"node of 1"})
+    both = WorkerGroupError("x", {0: OSError(), 1: OSError()})
+    assert policy.make_decision(both) is FailureDecision.RAISE
