@@ -10,11 +10,12 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sundog.clock import WALL, Clock
 from sundog.errors import Corrupt, FormatTooNew, NotFound
-from sundog.storage.root import Root
+from sundog.storage.root import Root, file_digest
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -38,22 +39,26 @@ class Checkpoints:
         self._keep = keep
         self._clock = clock
 
-    def save(self, step: int, parts: Mapping[str, bytes], about: Mapping[str, Any]) -> int:
+    def save(self, step: int, parts: Mapping[str, bytes | Path], about: Mapping[str, Any]) -> int:
         """Commit these parts as the checkpoint of `step`, drop the oldest; returns bytes written."""
         files = self.put(step, parts)
         self.commit(step, files, about)
-        return sum(len(data) for data in parts.values())
+        return sum(file["bytes"] for file in files.values())
 
-    def put(self, step: int, parts: Mapping[str, bytes]) -> dict[str, Any]:
-        """Write some of a checkpoint's parts; what `commit` needs to know of them."""
+    def put(self, step: int, parts: Mapping[str, bytes | Path]) -> dict[str, Any]:
+        """Write some of a checkpoint's parts, bytes or files; what `commit` needs to know of them."""
         token = uuid.uuid4().hex[:8]  # a half-written older try never mixes with this one
         files = {}
         for name, data in parts.items():
             path = f"{name}-{token}"
-            self._root.write(f"{self._prefix}/{step}/{path}", data)
-            files[name] = {
-                "path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)
-            }  # fmt: skip
+            key = f"{self._prefix}/{step}/{path}"
+            if isinstance(data, Path):
+                self._root.upload(data, key)
+                digest, size = file_digest(data), data.stat().st_size
+            else:
+                self._root.write(key, data)
+                digest, size = hashlib.sha256(data).hexdigest(), len(data)
+            files[name] = {"path": path, "sha256": digest, "bytes": size}
         return files
 
     def commit(self, step: int, files: Mapping[str, Any], about: Mapping[str, Any]) -> None:

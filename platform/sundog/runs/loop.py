@@ -166,12 +166,30 @@ class Loop:
         saver, first = self.saver, self.exchange.rank == 0
         found = in_turns(self.exchange, lambda: saver.find(self) if saver and first else None)[0]
         step = found or 0
+        if self._restored_from_a_disk(step):
+            return
         if saver and step:
             if self.replica.collective:  # it talks to the others itself
                 saver.load(self, step)
             else:
                 in_turns(self.exchange, lambda: saver.load(self, step))
         self.step = step
+
+    def _restored_from_a_disk(self, behind: int) -> bool:
+        """Whether a node had a newer checkpoint on its disk than the root's of step `behind`."""
+        assert self.exchange is not None
+        saver, rank = self.saver, self.exchange.rank
+        if self.replica.collective:  # of shards a disk has only some
+            return False
+        steps = in_turns(self.exchange, lambda: saver.staged(behind) if saver else 0)
+        if not any(steps):
+            return False
+        source = steps.index(max(steps))
+        in_turns(
+            self.exchange, lambda: saver.load_staged(self) if saver and rank == source else None
+        )
+        self._copy_from(source)
+        return True
 
     def _copy_from(self, source: int) -> None:
         """Everything that a step changes, from the memory of `source`: no disk is read."""

@@ -24,6 +24,7 @@ from sundog.runs.replica import diverged
 
 if TYPE_CHECKING:
     from sundog.runs.loop import Loop
+    from sundog.runs.stage import Stage, Staged
     from sundog.spec.run import RunSpec
     from sundog.storage.root import Root
 
@@ -43,7 +44,10 @@ class Saver:
         cadence: Cadence,
         note: Callable[[str, Mapping[str, Any]], None] = lambda event, fields: None,
         clock: Clock = WALL,
+        stage: Stage | None = None,
     ) -> None:
+        self._stage = stage
+        self._ahead: Staged | None = None
         self.checkpoints = Checkpoints(root, f"{folder}/checkpoints", keep, clock)
         self._root, self._folder = root, folder
         self._cadence, self._note, self._clock = cadence, note, clock
@@ -125,22 +129,27 @@ class Saver:
         began: float,
         stall_s: float,
     ) -> None:
+        step = state["step"]
         try:
-            check_finite(state["step"], state["model"])
+            check_finite(step, state["model"])
             for name in segment:
                 self._root.write(f"{self._folder}/ledger/{name}", ledger.encode(plan, entries))
             state["plan"] = vars(plan)
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
             about = {
                 "metrics": state["metrics"], "plan": vars(plan), "ledger": state["segments"]
             }  # fmt: skip
-            size = self.checkpoints.save(state["step"], {STATE: buffer.getvalue()}, about)
-            took_s = self._clock.monotonic_s() - began
-            about = {"step": state["step"], "bytes": size, "took_s": took_s, "stall_s": stall_s}
-            self._note("checkpoint", about)
+            told: dict[str, Any] = {"step": step, "stall_s": stall_s}
+            staged = self._stage.write(step, state, about) if self._stage else None
+            if staged:
+                state.clear()  # a slow upload need not hold it in memory
+                told["local_s"] = self._clock.monotonic_s() - began
+            told["bytes"] = self.checkpoints.save(step, {STATE: staged or _bytes(state)}, about)
+            told["took_s"] = self._clock.monotonic_s() - began
+            if self._stage:
+                self._stage.drop(step)
+            self._note("checkpoint", told)
         except Exception as error:  # noqa: BLE001 - whatever it was, the next offer says it
-            self._error = unwritten(state["step"], error)
+            self._error = unwritten(step, error)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -164,12 +173,31 @@ class Saver:
             loop.replica.load_named(state, step)
             loop.go_on_from(step, about)
 
+    def staged(self, after: int) -> int:
+        """The step of a good checkpoint on this node's disk that is newer than `after`, which is what the
+        root has; 0: there is none."""
+        self._ahead = self._stage.newest() if self._stage else None
+        return self._ahead.step if self._ahead and self._ahead.step > after else 0
+
+    def load_staged(self, loop: Loop) -> None:
+        """Put the state that `staged` found into the loop."""
+        assert self._ahead is not None
+        self.check_plan(self._ahead.about["plan"], loop)
+        loop.adopt(torch.load(self._ahead.path, map_location="cpu", weights_only=True))
+        self._note("staged", {"step": self._ahead.step})
+
     def check_plan(self, plan: Mapping[str, int], loop: Loop) -> None:
         """RunError when the checkpoint was made under another plan than the loop's. Where no exact curve
         is promised, micro-batches may be others."""
         before = ledger.Plan(**plan)
         if before != loop.plan and (loop.spec.exact or not before.goes_on(loop.plan)):
             raise _other_plan(plan, vars(loop.plan), loop.spec.workers.high or 1)
+
+
+def _bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def saver_of(spec: RunSpec) -> type[Saver]:

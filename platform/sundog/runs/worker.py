@@ -33,6 +33,7 @@ Build = Callable[[dict[str, Any], RunSpec, RunFolder], Any]  # the loop of a wor
 _EVENTS = {
     "checkpoint": telemetry.RUN_CHECKPOINT,
     "skipped": telemetry.RUN_CHECKPOINT_SKIPPED,
+    "staged": telemetry.RUN_CHECKPOINT_STAGED,
 }
 
 
@@ -189,6 +190,7 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
     from sundog.runs.loop import Loop
     from sundog.runs.mfu import settle_work
     from sundog.runs.saver import saver_of
+    from sundog.runs.stage import Stage
 
     recipe = open_recipe(folder.root, spec, config["data"], config["directory"])
     device = device_of(spec)
@@ -212,6 +214,8 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
         folder.event(_EVENTS[event], **fields)
         if event == "skipped":
             print(f"{fields['why']}; going on from the one before", flush=True)
+        if event == "staged":
+            print(f"goes on from step {fields['step']}, which this node's disk had", flush=True)
 
     loop.saver = saver_of(spec)(
         folder.root, f"runs/{folder.run_id}", keep=spec.checkpoint.keep,
@@ -219,6 +223,7 @@ def build_loop(config: dict[str, Any], spec: RunSpec, folder: RunFolder) -> Any:
             spec.checkpoint.every, spec.workers.high or 1, config["losses_per_worker_hour"]
         ),
         note=note,
+        stage=Stage.of(folder.root, f"runs/{folder.run_id}") if spec.layout == "ddp" else None,
     )  # fmt: skip
     return loop
 

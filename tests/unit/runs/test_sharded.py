@@ -87,14 +87,14 @@ def test_a_full_scratch_disk_ends_the_run_with_its_reason(tmp_path, monkeypatch)
     loop = Loop(spec, Toy())
     loop.saver = ShardedSaver(open_root(str(tmp_path)), "runs/r", keep=2, cadence=Cadence(5))
     loop.join(Alone())
-    staged = loop.saver._stage
+    staged = loop.saver._lay_down
 
     def gone(state, folder):
         done = staged(state, folder)
         shutil.rmtree(folder)
         return done
 
-    monkeypatch.setattr(loop.saver, "_stage", gone)
+    monkeypatch.setattr(loop.saver, "_lay_down", gone)
     with pytest.raises(RunError, match=r"checkpoint of step 5 could not be written: FileNotFound"):
         loop.run()
 
