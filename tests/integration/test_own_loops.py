@@ -94,7 +94,7 @@ def test_a_script_that_dies_is_started_again_and_goes_on(local_ray, folder, tmp_
     assert "done at 30" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hugging_face_s_trainer_goes_on_from_its_own_checkpoint(local_ray, folder, tmp_path):
     out, script = tmp_path / "out", "jobs/examples/hf_trainer.py"
     killed: list[str] = []

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,7 +77,8 @@ def test_a_killed_driver_s_run_goes_on_under_its_id(local_ray, work):
     ]  # fmt: skip
     assert drivers
     for process in drivers:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     deadline = time.monotonic() + 60
     while any("RayTrainWorker" in " ".join(p.cmdline()) for p in alive(local_ray)):
         assert time.monotonic() < deadline, "workers outlived their driver"
@@ -100,7 +102,8 @@ def test_a_killed_head_s_run_goes_on_on_the_next_cluster(work, tmp_path):
         submit(first, work, "headed", 100_000, "--no-wait")
         saved = wait_for_checkpoint(root, "headed")
         for process in alive(first):
-            process.kill()  # all of it at once, as when the machine loses power
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # all of it at once, as when the machine loses power
     finally:
         first.stop()
     steps = RunFolder(root, "headed").checkpoint_steps()[-1] + 100

@@ -22,7 +22,7 @@ from sundog.storage.root import open_root
 from sundog.storage.signature import Signature, TensorSpec
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's prometheus"),
 ]
 

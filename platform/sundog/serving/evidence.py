@@ -24,7 +24,6 @@ LIMIT = 0.05
 """More errors than this are harm where nothing is known of the running version's."""
 _SHARES = (1 / 10, 1 / 3, 2 / 3)
 _SHIFTS = (1.5, 3.0)
-_DOUBT = 1.5
 
 
 def log_mean_exp(logs: Sequence[float]) -> float:
@@ -103,7 +102,6 @@ class Dispersion:
 
     squares: float = 0.0
     hits: float = 0.0
-    hits_sq: float = 0.0
 
     def add(self, half: Counts, whole: Counts) -> Dispersion:
         """With one more minute: `half` of the requests in `whole`, split as the versions are."""
@@ -111,19 +109,16 @@ class Dispersion:
         if not whole.hits or not 0.1 < share < 0.9:
             return self
         square = (half.hits - share * whole.hits) ** 2 / (share * (1 - share))
-        return Dispersion(
-            self.squares + square, self.hits + whole.hits, self.hits_sq + whole.hits**2
-        )
+        return Dispersion(self.squares + square, self.hits + whole.hits)
 
     @property
     def factor(self) -> float:
-        """1 unless the halves differ by more than chance explains; else how much more they vary."""
-        if not self.hits:
-            return 1.0
-        found = self.squares / self.hits
-        # As many minutes as there are, weighted by how much each of them said.
-        minutes = self.hits**2 / self.hits_sq
-        return found if found > 1.0 + _DOUBT * math.sqrt(2.0 / minutes) else 1.0
+        """How much more the halves vary than chance explains, as far as is known; never below 1.
+
+        Chance alone lifts it above 1 at first. To wait until it is surely above 1 costs more: what comes
+        in clusters then counts in full for as long (decision 0502).
+        """
+        return max(1.0, self.squares / self.hits) if self.hits else 1.0
 
 
 @dataclass(frozen=True)

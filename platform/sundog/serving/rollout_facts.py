@@ -201,13 +201,14 @@ def _rate(raw: dict[str, Any]) -> RateEvidence:
 
 
 def _evidence(raw: dict[str, Any]) -> Evidence:
+    seen = raw.get("dispersion", {})
     return Evidence(
         errors=_rate(raw["errors"]),
         latency=_rate(raw["latency"]),
         differ=DifferEvidence(_rate(raw["differ"]["rate"]), _tuples(raw["differ"]["above"])),
         shift=ShiftEvidence(**{k: _tuples(v) for k, v in raw["shift"].items()}),
         feedback=QualityEvidence(**{k: _tuples(v) for k, v in raw["feedback"].items()}),
-        dispersion=Dispersion(**raw.get("dispersion", {})),
+        dispersion=Dispersion(seen.get("squares", 0.0), seen.get("hits", 0.0)),
     )
 
 
