@@ -17,10 +17,12 @@ from serving_kit import WIDTH, register_scale, serve_cli, wait_for, write_deploy
 from sundog.rayapi.local import LocalRay, free_ports
 from sundog.security.tls import client_context
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
+ALONE = pytest.param(1, marks=pytest.mark.long, id="alone")
+BEHIND = pytest.param(2, marks=pytest.mark.slow, id="behind-the-edge")
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "behind-the-edge"])
+@pytest.fixture(scope="module", params=[ALONE, BEHIND])
 def world(request, tmp_path_factory):
     """(Ray, its address, the authority's file), with one service."""
     tmp = tmp_path_factory.mktemp("tls")

@@ -64,8 +64,10 @@ def test_three_shards_resized_to_two_come_to_the_single_process_s_result(tmp_pat
     assert (verdict.lost, verdict.duplicated, verdict.steps) == (0, 0, STEPS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(
+    "world",
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)],
+)
 def test_a_lost_shard_goes_back_to_the_checkpoint(tmp_path, world):
     spec = toy_spec(steps=STEPS, checkpoint={"every": 5, "keep": 9}, **FSDP)
     with LocalGroup(Job(spec, Toy, str(tmp_path))) as group:
