@@ -13,12 +13,11 @@ from sundog.errors import CapacityError, SpecError, SundogError
 from sundog.ledger import RootLedger
 from sundog.market.offers import Record
 from sundog.market.prices import Price, PriceBook
-from sundog.spec.cluster import ClusterSpec
+from sundog.spec.cluster import AwsCloud, ClusterSpec
 
-# Where a person looks them up: neither cloud's SDK has them in one call that could be tried here.
+# Where a person looks them up and asks for more.
 WHERE = {
-    "gcp": "; look under IAM & Admin → Quotas, or gcloud compute regions describe REGION "
-    "(GPUs have one for preemptible and one for on-demand, and GPUS_ALL_REGIONS is another)",
+    "gcp": "; look under IAM & Admin → Quotas, or gcloud compute regions describe REGION",
     "azure": "; look under Quotas → Compute, or az vm list-usage --location LOCATION "
     "(spot has one of its own for all families: lowPriorityCores)",
 }
@@ -26,29 +25,44 @@ WHERE = {
 
 @dataclass(frozen=True)
 class Allowed:
-    """vCPUs by (family, market) as the account may run; None with the reason where nobody said."""
+    """What the account may run, by (quota, market) as `Shape.quota` names them; None with the reason
+    where nobody said."""
 
-    vcpus: dict[tuple[str, str], int] | None
+    found: dict[tuple[str, str], int] | None
     why_not: str = ""
 
 
 def allowed(spec: ClusterSpec) -> Allowed:
     """The account's quotas in the spec's region. Never raises: a plan without them is still one."""
-    aws = spec.cloud.aws
-    if aws is None:
-        return Allowed(
-            None, f"quotas of {spec.cloud.name} are not asked for{WHERE.get(spec.cloud.name, '')}"
-        )
-    if aws.endpoint is not None:
-        return Allowed(None, "another EC2 endpoint has no quotas")
+    cloud = spec.cloud
+    try:
+        if cloud.aws is not None:
+            return _of_aws(cloud.aws)
+        if cloud.gcp is not None:
+            from sundog.clouds import gcp_quotas
+
+            if not gcp_quotas.has_credentials():
+                return Allowed(None, f"no GCP credentials here{WHERE['gcp']}")
+            return Allowed(gcp_quotas.allowed(cloud.gcp.project, cloud.gcp.region))
+        if cloud.azure is not None:
+            from sundog.clouds import azure_quotas
+
+            if not azure_quotas.has_credentials():
+                return Allowed(None, f"no Azure credentials here{WHERE['azure']}")
+            return Allowed(azure_quotas.allowed(cloud.azure.subscription, cloud.azure.location))
+    except CapacityError as error:
+        return Allowed(None, f"{error.message}{WHERE.get(cloud.name, '')}")
+    return Allowed(None, f"{cloud.name} has none that could be asked for")
+
+
+def _of_aws(aws: AwsCloud) -> Allowed:
     from sundog.clouds.aws_prices import allowed_vcpus, has_credentials
 
+    if aws.endpoint is not None:
+        return Allowed(None, "another EC2 endpoint has no quotas")
     if not has_credentials():
         return Allowed(None, "no AWS credentials here")
-    try:
-        return Allowed(allowed_vcpus(aws.region))
-    except CapacityError as error:
-        return Allowed(None, error.message)
+    return Allowed(allowed_vcpus(aws.region))
 
 
 def observed(spec: ClusterSpec, clock: Clock = WALL) -> dict[str, Record]:

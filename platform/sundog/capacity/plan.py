@@ -12,6 +12,7 @@ from sundog.capacity import reach
 from sundog.capacity.check import Bought, check, read_spec
 from sundog.capacity.state import PoolPlan
 from sundog.clock import WALL, Clock
+from sundog.clouds.gcp_quotas import ALL_GPUS
 from sundog.market.offers import (
     PRIOR_INTERRUPTIONS,
     PRIOR_NODE_HOURS,
@@ -19,7 +20,7 @@ from sundog.market.offers import (
     Record,
     side_costs_usd_hour,
 )
-from sundog.market.prices import Market, PriceBook
+from sundog.market.prices import PriceBook
 from sundog.spec.quantity import GIB
 
 DAY_S = 86400.0
@@ -49,16 +50,17 @@ class PoolTable:
 
 @dataclass(frozen=True)
 class Quota:
-    """What an account must be allowed, in vCPUs. A new account's GPU quotas are zero."""
+    """What an account must be allowed, in vCPUs or in GPUs. A new account's GPU quotas are zero."""
 
     family: str
     market: str
-    vcpus: int
+    needed: int
+    unit: str = "vCPUs"
     allowed: int | None = None
 
     @property
     def ask_for(self) -> int:
-        return max(0, self.vcpus - (self.allowed or 0))
+        return max(0, self.needed - (self.allowed or 0))
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def plan_cluster(
 ) -> Plan:  # fmt: skip
     """The plan of the spec at `path`.
 
-    `allowed` is (quota family, market) -> vCPUs as the account has them, from
-    `clouds.aws_prices.allowed_vcpus`; None, with `why_not`, when nobody could say. `records` is what
-    became of spot nodes before, by zone/shape, from `capacity.records`.
+    `allowed` is (quota family, market) -> what the account has, from `account.allowed`; None, with
+    `why_not`, when nobody could say. `records` is what became of spot nodes before, by zone/shape, from
+    `capacity.records`.
     """
     bought = check(read_spec(path), book, records=records)
     spec, warned = bought.spec, reach.warnings(bought, plain)
@@ -199,23 +201,28 @@ def _refused(bought: Bought, high: float | None, held: bool) -> list[str]:
 
 
 def _quotas(bought: Bought, allowed: dict[tuple[str, str], int] | None) -> list[Quota]:
-    """vCPUs by family and market that all pools at their upper ends need."""
-    wanted: dict[tuple[str, str], int] = {}
+    """What all pools at their upper ends need, by quota and market."""
+    wanted: dict[tuple[str, str, str], int] = {}
+    gpus = 0
     for name, pool in bought.spec.pools.items():
-        largest: dict[tuple[str, Market], int] = {}
-        vcpus = {shape.name: shape.vcpus for shape in bought.shapes[name]}
+        largest: dict[tuple[str, str, str], int] = {}
+        shapes = {shape.name: shape for shape in bought.shapes[name]}
         for offer in bought.pools[name].offers:
-            of = (offer.quota, offer.market)
-            largest[of] = max(largest.get(of, 0), vcpus[offer.shape])
-        for (family, market), most in largest.items():
-            key = (family, str(market))
-            wanted[key] = wanted.get(key, 0) + most * (pool.nodes.high or 0)
+            shape = shapes[offer.shape]
+            of = (offer.quota, str(offer.market), shape.quota_unit)
+            largest[of] = max(largest.get(of, 0), shape.quota_units)
+        for of, most in largest.items():
+            wanted[of] = wanted.get(of, 0) + most * (pool.nodes.high or 0)
+        most_gpus = max((shape.accelerators for shape in shapes.values()), default=0)
+        gpus += most_gpus * (pool.nodes.high or 0)
     if bought.head is not None:
-        key = (bought.head.quota("on-demand"), "on-demand")
-        wanted[key] = wanted.get(key, 0) + bought.head.vcpus
+        of = (bought.head.quota("on-demand"), "on-demand", bought.head.quota_unit)
+        wanted[of] = wanted.get(of, 0) + bought.head.quota_units
+    if bought.spec.cloud.name == "gcp" and gpus:
+        wanted[(*ALL_GPUS, "GPUs")] = gpus
     return [
-        Quota(f, m, v, None if allowed is None else allowed.get((f, m)))
-        for (f, m), v in sorted(wanted.items())
+        Quota(f, m, n, unit, None if allowed is None else allowed.get((f, m)))
+        for (f, m, unit), n in sorted(wanted.items())
     ]
 
 
@@ -243,7 +250,9 @@ def render(plan: Plan, all_rungs: bool = False) -> str:
         more = (
             f", ask for {quota.ask_for} more" if quota.allowed is not None and quota.ask_for else ""
         )
-        out.append(f"quota {quota.family} {quota.market}: {quota.vcpus} vCPUs at max, {have}{more}")
+        out.append(
+            f"quota {quota.family} {quota.market}: {quota.needed} {quota.unit} at max, {have}{more}"
+        )
     if plan.quotas_unknown and plan.quotas:
         out.append(f"what the account has is not known: {plan.quotas_unknown}")
     if plan.rework:

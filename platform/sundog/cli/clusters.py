@@ -184,7 +184,7 @@ def _planned(file: str, book: PriceBook | None, ask: bool, plain: bool = False) 
     return plan_cluster(
         file,
         book=book,
-        allowed=quotas.vcpus,
+        allowed=quotas.found,
         why_not=quotas.why_not,
         records=records,
         plain=plain,

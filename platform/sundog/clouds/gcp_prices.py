@@ -120,7 +120,7 @@ def _asker() -> Get:
     """GET with the credentials of this machine."""
     headers, key = {}, os.environ.get("GOOGLE_API_KEY")
     if not key:
-        headers["Authorization"] = f"Bearer {_token()}"
+        headers["Authorization"] = f"Bearer {token(SCOPE)}"
 
     def get(params: dict[str, str]) -> dict[str, Any]:
         asked = {k: v for k, v in params.items() if v} | ({"key": key} if key else {})
@@ -140,7 +140,8 @@ def _asker() -> Get:
     return get
 
 
-def _token() -> str:
+def token(scope: str) -> str:
+    """An access token of this machine's own credentials. AuthRefused."""
     try:
         import google.auth
         import google.auth.exceptions
@@ -148,7 +149,7 @@ def _token() -> str:
     except ImportError:
         raise AuthRefused("google-auth is not installed", "pip install google-auth") from None
     try:
-        found, _ = google.auth.default(scopes=[SCOPE])
+        found, _ = google.auth.default(scopes=[scope])
         found.refresh(google.auth.transport.requests.Request())
     except google.auth.exceptions.GoogleAuthError as error:
         raise AuthRefused(f"no credentials for GCP: {error}", _FIX) from None

@@ -43,15 +43,32 @@ class Shape:
     arch: str
 
     def quota(self, market: str) -> str:
-        """The group a cloud counts vCPU quotas by: on AWS `G and VT`, `P`, or `Standard`.
+        """The group a cloud counts its quotas by: on AWS `G and VT`, `P`, or `Standard`; on GCP the name of
+        its metric, by kind of GPU; on Azure the family, and for spot `all families`.
 
-        Spot of P5 and of P6 has groups of its own there; on-demand they are with the other P.
+        Spot of P5 and of P6 has groups of its own on AWS; on-demand they are with the other P.
         """
+        if self.cloud == "gcp":
+            if self.accelerators:
+                return f"NVIDIA_{self.accelerator.replace('-', '_')}_GPUS"
+            shared = self.family in ("n1", "e2", "f1", "g1")
+            return "CPUS" if shared else f"{self.family.upper()}_CPUS"
+        if self.cloud == "azure":
+            return "all families" if market == "spot" else self.family
         if self.cloud != "aws":
             return self.family
         if market == "spot" and self.name.startswith(("p5", "p6")):
             return self.name[:2].upper()
         return {"g": "G and VT", "p": "P"}.get(self.name[0], "Standard")
+
+    @property
+    def quota_unit(self) -> str:
+        """What its quota counts: vCPUs; on GCP, of a machine with GPUs, these."""
+        return "GPUs" if self.cloud == "gcp" and self.accelerators else "vCPUs"
+
+    @property
+    def quota_units(self) -> int:
+        return self.accelerators if self.quota_unit == "GPUs" else self.vcpus
 
 
 def gpu_rank(kind: str) -> int | None:

@@ -33,7 +33,7 @@ def test_over_budget_is_said_before_it_happens() -> None:
 def test_quotas_say_what_to_ask_for() -> None:
     plan = plan_cluster(SPECS / "aws-train.yaml", clock=NOW, allowed={("P5", "spot"): 192})
     p_spot = next(q for q in plan.quotas if (q.family, q.market) == ("P5", "spot"))
-    assert (p_spot.vcpus, p_spot.ask_for) == (384, 192)
+    assert (p_spot.needed, p_spot.ask_for) == (384, 192)
     assert "ask for 192 more" in render(plan)
     unread = next(q for q in plan.quotas if (q.family, q.market) == ("G and VT", "spot"))
     assert unread.allowed is None, "a quota that nobody read is not zero"
