@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sundog.capacity.check import check, read_spec
+from sundog.capacity.check import Bought, check, read_spec
 from sundog.capacity.cloud_of import aws_profile
 from sundog.capacity.records import WINDOW_S, spot_records
 from sundog.clock import WALL, Clock
@@ -13,6 +14,7 @@ from sundog.errors import CapacityError, SpecError, SundogError
 from sundog.ledger import RootLedger
 from sundog.market.offers import Record
 from sundog.market.prices import Price, PriceBook
+from sundog.market.shapes import Catalogue, Shape, catalogue
 from sundog.spec.cluster import AwsCloud, ClusterSpec
 
 # Where a person looks them up and asks for more.
@@ -78,18 +80,49 @@ def observed(spec: ClusterSpec, clock: Clock = WALL) -> dict[str, Record]:
         return {}  # a plan needs no history; `rework` says that it had none
 
 
-def todays_prices(path: str | Path, clock: Clock = WALL) -> list[Price]:
-    """Spot and on-demand of every shape that the spec's pools or head may become.
+@dataclass(frozen=True)
+class Today:
+    """What the cloud names today: prices, and machines that the package does not know yet."""
+
+    prices: list[Price]
+    shapes: list[Shape]
+    why_no_shapes: str = ""
+
+
+def today(path: str | Path, clock: Clock = WALL) -> Today:
+    """Spot and on-demand of every shape that the spec's pools or head may become; on AWS also of GPU
+    machines that came after this Sundog.
 
     SpecError where nothing is priced; CapacityError's kinds where the cloud does not answer.
     """
     source = read_spec(path)
-    bought, cloud = check(source), source.spec.cloud
-    # Every shape that fits, not only the ladder's rungs: which are the cheapest is to be found out.
+    new, why_not = _new_shapes(source.spec)
+    bought = check(source)
+    # Every shape that fits, not only the ladder's rungs: which are the cheapest is to be found out. What is
+    # new has no price yet, so the check does not count it as sold.
     shapes = {s.name for found in bought.fitting.values() for s in found}
+    for pool in source.spec.pools.values():
+        shapes |= {s.name for s in Catalogue(new).fitting("aws", pool.need, pool.shapes)}
     if bought.head is not None:
         shapes.add(bought.head.name)
-    region = cloud.region
+    return Today(_prices(bought, shapes, path, clock), new, why_not)
+
+
+def _new_shapes(spec: ClusterSpec) -> tuple[list[Shape], str]:
+    if spec.cloud.aws is None:
+        return [], ""
+    from sundog.clouds import aws_prices
+
+    try:
+        with aws_profile():
+            found = aws_prices.refresh_shapes(spec.cloud.aws.region)
+    except CapacityError as error:  # prices are worth having without
+        return [], error.message
+    return [s for s in found if catalogue().shape("aws", s.name) is None], ""
+
+
+def _prices(bought: Bought, shapes: set[str], path: str | Path, clock: Clock) -> list[Price]:
+    region = bought.spec.cloud.region
     if bought.market_cloud == "aws":
         from sundog.clouds import aws_prices
 
@@ -106,9 +139,11 @@ def todays_prices(path: str | Path, clock: Clock = WALL) -> list[Price]:
     raise SpecError(f"{path}: nothing is bought there, so nothing has a price", "use it as it is")
 
 
-def covered(prices: list[Price], book: PriceBook) -> tuple[int, list[str]]:
-    """How many of these prices a book took, and why it would not take the rest."""
-    merged = book.with_more(prices)
+def covered(
+    prices: list[Price], book: PriceBook, shapes: Iterable[Shape] = ()
+) -> tuple[int, list[str]]:
+    """How many of these prices a book took that knows these shapes too, and why not the rest."""
+    merged = book.with_more(prices, book.shapes.with_more(shapes))
     mine = set(prices)
     refused = [f"{r.row.shape} {r.row.zone}: {r.reason}" for r in merged.rejected if r.row in mine]
     return len(mine) - len(refused), refused

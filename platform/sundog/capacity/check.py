@@ -17,7 +17,7 @@ from sundog.clouds.aws_efa import EFA_CARDS
 from sundog.errors import SpecError
 from sundog.market.offers import Offer, Record, ladder
 from sundog.market.prices import Market, PriceBook, snapshot
-from sundog.market.shapes import Catalogue, Shape, catalogue
+from sundog.market.shapes import Catalogue, Shape
 from sundog.spec.cluster import ClusterSpec, Pool
 from sundog.spec.load import Location, read_text, read_yaml, validate
 from sundog.spec.quantity import GIB
@@ -73,7 +73,8 @@ def check(
 
     without the GPU, or a budget that does not even cover the floor.
     """
-    known, prices, spec = shapes or catalogue(), book or snapshot(), source.spec
+    prices, spec = book or snapshot(), source.spec
+    known = shapes or prices.shapes
     cloud = spec.cloud.kuberay.nodes_of if spec.cloud.kuberay else spec.cloud.name
     check_names(source)
     if cloud == "onprem":

@@ -1,4 +1,4 @@
-"""sundog cluster prices: today's prices from your own cloud account, in a file for plan and compile."""
+"""sundog cluster prices: today's prices and machines from your own cloud account, for plan and compile."""
 
 from __future__ import annotations
 
@@ -49,22 +49,28 @@ def prices(
 
     Example: sundog cluster prices cluster-configs/specs/aws-train.yaml -o prices.json
     """
-    from sundog.capacity.account import covered, todays_prices
+    from sundog.capacity.account import covered, today
     from sundog.market.prices import snapshot
     from sundog.market.saved import save_prices
 
     out = Output(as_json)
-    found = todays_prices(file)
+    asked = today(file)
+    found = asked.prices
     if not found:
         raise ClusterError(
             "the cloud named no price for any of these shapes", "is the region right?"
         )
-    taken, refused = covered(found, snapshot())
-    save_prices(found, output)
+    taken, refused = covered(found, snapshot(), asked.shapes)
+    save_prices(found, output, asked.shapes)
     spot = sum(p.market == "spot" for p in found)
     out.say(f"{output}: {spot} spot and {len(found) - spot} on-demand prices of today")
+    if asked.shapes:
+        names = ", ".join(sorted(s.name for s in asked.shapes))
+        out.say(f"new since this Sundog: {names}")
+    if asked.why_no_shapes:
+        out.say(f"which machines are new is not known: {asked.why_no_shapes}")
     for reason in refused:
         out.say(f"will not be used: {reason}")
     out.say(f"use them: sundog cluster plan {file} --prices {output}")
     out.data({"file": str(output), "spot": spot, "on_demand": len(found) - spot, "taken": taken,
-              "refused": refused})  # fmt: skip
+              "refused": refused, "shapes": [s.name for s in asked.shapes]})  # fmt: skip

@@ -14,6 +14,7 @@ import botocore.exceptions
 from sundog.clock import WALL, Clock
 from sundog.clouds.aws import typed
 from sundog.market.prices import Price
+from sundog.market.shapes import Shape
 
 # The price list is served from few regions, whatever region it is asked about.
 PRICING_REGION = "us-east-1"
@@ -30,6 +31,9 @@ QUOTA_CODES = {
     ("P5", "spot"): "L-C4BD4855",
 }
 
+_LARGER = {("A100", 80): "80GB", ("V100", 32): "32GB"}
+_NAMES = {"T4g": "T4G", "RTX-PRO-Server-6000": "RTX-PRO-6000"}  # as shapes name what EC2 calls so
+
 
 def refresh_prices(
     region: str, shapes: Iterable[str], *, clock: Clock = WALL, ec2: Any = None, pricing: Any = None
@@ -44,6 +48,36 @@ def refresh_prices(
         ]
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise typed(error) from error
+
+
+def refresh_shapes(region: str, *, ec2: Any = None) -> list[Shape]:
+    """The machines with NVIDIA GPUs that the region has. CapacityError's kinds."""
+    ec2 = ec2 or boto3.client("ec2", region_name=region)
+    try:
+        pages = ec2.get_paginator("describe_instance_types").paginate(
+            Filters=[{"Name": "bare-metal", "Values": ["false"]}]
+        )
+        rows = [row for page in pages for row in page["InstanceTypes"]]
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise typed(error) from error
+    return [shape for row in rows if (shape := _shape(row)) is not None]
+
+
+def _shape(row: dict[str, Any]) -> Shape | None:
+    """None for a machine without whole GPUs of NVIDIA's."""
+    gpus = list((row.get("GpuInfo") or {}).get("Gpus") or ())
+    if len(gpus) != 1 or gpus[0].get("Manufacturer") != "NVIDIA" or not gpus[0].get("Count"):
+        return None
+    name, gib = row["InstanceType"], round(gpus[0].get("MemoryInfo", {}).get("SizeInMiB", 0) / 1024)
+    kind = str(gpus[0]["Name"]).replace(" ", "-")
+    if (kind, gib) in _LARGER:  # EC2 has one name for both sizes of a card
+        kind = f"{kind}-{_LARGER[kind, gib]}"
+    arch = row.get("ProcessorInfo", {}).get("SupportedArchitectures") or ["x86_64"]
+    return Shape(
+        "aws", name, name.partition(".")[0], int(row["VCpuInfo"]["DefaultVCpus"]),
+        row["MemoryInfo"]["SizeInMiB"] / 1024, _NAMES.get(kind, kind), int(gpus[0]["Count"]), gib,
+        "arm64" if "arm64" in arch else "amd64",
+    )  # fmt: skip
 
 
 def spot_prices(ec2: Any, region: str, shapes: list[str], clock: Clock) -> list[Price]:

@@ -48,12 +48,13 @@ class Rejected:
 
 
 class PriceBook:
-    """Prices by cloud, market, place and shape. Immutable; `with_more` makes a newer book."""
+    """Prices by cloud, market, place and shape, of the machines in `shapes`. Immutable; `with_more` makes a
+    newer book."""
 
     def __init__(self, rows: Iterable[Price], shapes: Catalogue | None = None) -> None:
+        self.shapes = known = shapes or catalogue()
         self.rejected: list[Rejected] = []
         self._prices: dict[tuple[str, str, str, str, str], Price] = {}
-        known = shapes or catalogue()
         ordered = sorted(rows, key=lambda p: p.market)  # on-demand first: it bounds spot
         for row in ordered:
             reason = self._fault(row, known)
@@ -94,7 +95,7 @@ class PriceBook:
         return list(self._prices.values())
 
     def with_more(self, rows: Iterable[Price], shapes: Catalogue | None = None) -> PriceBook:
-        return PriceBook([*self._prices.values(), *rows], shapes)
+        return PriceBook([*self._prices.values(), *rows], shapes or self.shapes)
 
 
 def read_prices(rows: Iterable[Mapping[str, str]], source: str = "snapshot") -> list[Price]:

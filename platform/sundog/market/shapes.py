@@ -123,6 +123,10 @@ class Catalogue:
         """Known shapes spelled like `name`, best first."""
         return difflib.get_close_matches(name, [s.name for s in self.of(cloud)], n=3, cutoff=0.6)
 
+    def with_more(self, shapes: Iterable[Shape]) -> Catalogue:
+        """With those that are not known yet; what is known stays as it is."""
+        return Catalogue([*shapes, *self._shapes.values()])
+
     def gpu_kinds(self, cloud: str) -> list[str]:
         return sorted({s.accelerator for s in self.of(cloud) if s.accelerator})
 

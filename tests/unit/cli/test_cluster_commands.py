@@ -12,6 +12,7 @@ from sundog.capacity import account, wheel
 from sundog.cli import cluster_nodes, main
 from sundog.ledger import Entry, RootLedger
 from sundog.market.prices import Price
+from sundog.market.shapes import Shape
 from sundog.storage.root import open_root
 
 SPEC = Path(__file__).parents[3] / "cluster-configs" / "specs" / "aws-train.yaml"
@@ -38,31 +39,37 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "specs/train.yaml"
 
 
-def todays(path: object, clock: object = None) -> list[Price]:
+def todays(path: object, clock: object = None) -> account.Today:
     from datetime import date
 
     day = date(2099, 1, 1)
-    return [
+    new = Shape("aws", "g9.xlarge", "g9", 4, 16.0, "A10G", 1, 24, "amd64")
+    prices = [
+        Price("aws", "spot", "us-east-1", "use1-az1", "g9.xlarge", 0.105, day, "account"),
+        Price("aws", "on-demand", "us-east-1", "", "g9.xlarge", 0.9, day, "account"),
         Price("aws", "spot", "us-east-1", "use1-az1", "g5.xlarge", 0.111, day, "account"),
         Price("aws", "on-demand", "us-east-1", "", "g5.xlarge", 1.006, day, "account"),
         Price("aws", "spot", "us-east-1", "use1-az2", "g5.xlarge", 3.0, day, "account"),
     ]
+    return account.Today(prices, [new])
 
 
 def test_refreshed_prices_are_saved_planned_with_and_compiled_in(
     spec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(account, "todays_prices", todays)
+    monkeypatch.setattr(account, "today", todays)
     assert sundog("cluster", "prices", spec, "-o", "p.json", "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["spot"], said["on_demand"], said["taken"]) == (2, 1, 2)
-    assert "above on-demand" in said["refused"][0]
+    assert (said["spot"], said["on_demand"], said["taken"]) == (3, 2, 4)
+    assert said["shapes"] == ["g9.xlarge"]
+    assert ["above on-demand" in reason for reason in said["refused"]] == [True]
     assert sundog("cluster", "plan", spec, "--prices", "p.json", "--json") == 0
     pools = json.loads(capsys.readouterr().out)["pools"]
     first = next(p for p in pools if p["name"] == "a10g")["rungs"][0]
-    assert (first["usd_hour"], first["zone"]) == (0.111, "use1-az1")
+    assert (first["usd_hour"], first["shape"]) == (0.105, "g9.xlarge"), "newer than this Sundog"
     assert sundog("cluster", "compile", spec, "--prices", "p.json", "--no-wheel") == 0
     assert "usd_hour: 0.111" in Path("train.yaml").read_text()
+    assert "shape: g9.xlarge" in Path("train.yaml").read_text()
 
 
 def test_a_plan_says_why_it_does_not_know_the_quotas(
