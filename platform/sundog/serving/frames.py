@@ -127,8 +127,10 @@ def cut(meta: Any, body: memoryview) -> list[tuple[str, list[int], memoryview]]:
         for datatype, shape, size in meta:
             if type(size) is not int or size < 0 or at + size > len(body):
                 raise BadFrame("a tensor runs past the end of its frame")
-            if not isinstance(datatype, str) or any(type(d) is not int or d < 0 for d in shape):
+            if not (isinstance(datatype, str) and isinstance(shape, list)):
                 raise BadFrame("a tensor has no datatype or shape")
+            if any(type(d) is not int or d < 0 for d in shape):
+                raise BadFrame("a tensor's shape is not of whole numbers")
             out.append((datatype, shape, body[at : at + size]))
             at += size
     except (TypeError, ValueError) as error:

@@ -126,6 +126,7 @@ RUNNERS = [
 @example(RUNNERS[0], [["INT8", [2**63], 0]], b"")
 @example(RUNNERS[0], [["BYTES", [2**64 - 1], 0]], b"")
 @example(RUNNERS[0], [["FP31", [0], 0]], b"")
+@example(RUNNERS[0], [["BOOL", {}, 1]], b"1")
 @example(RUNNERS[0], {"tensors": [["INT8", [1], 1]], "traces": ["no such trace"]}, b"1")
 @given(st.sampled_from(RUNNERS), META, BODY)
 def test_a_replica_answers_any_description_with_an_answer_or_a_fault(runner, meta, body):

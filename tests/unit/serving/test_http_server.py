@@ -17,7 +17,7 @@ LARGE = 32 * 2**20
 class Impatient(GuardedProtocol):
     head_timeout_s = 0.2
     body_start_s = 0.2
-    stuck_s = 0.2
+    stuck_s = 0.5  # a busy machine may stand still for a moment
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -251,7 +251,7 @@ async def ends_what_was_refused_and_asks_again(reader, writer):
 
 async def takes_no_answer(reader, writer, path=b"/large"):
     writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.5)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await reader.readexactly(LARGE)
 
