@@ -9,16 +9,15 @@ import pytest
 from several_nodes import run_alone
 from test_runs_nodes import RECIPE, Scene
 
-pytestmark = pytest.mark.timeout(600)
+# The same faults as in test_runs_nodes, which .ci/run has.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 
-@pytest.mark.slow
 def test_a_node_s_drill_has_its_receipt(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(RECIPE)
     run_alone(__file__, str(tmp_path), limit_s=400)
 
 
-@pytest.mark.long
 def test_a_run_that_needs_the_node_stays_on_it_until_it_is_killed(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(RECIPE)
     run_alone(__file__, "fixed", str(tmp_path), limit_s=400)

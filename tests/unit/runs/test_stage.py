@@ -70,10 +70,12 @@ def files(disk):
 def cut_off(root):
     """A run whose process ends in step 9, while step 8 is being uploaded."""
     steps = iter([*[0] * 6, None, 0, 0, STOP])
+    source = saver(root)
 
     def asked():
         flag = next(steps)
         if flag is None:
+            source.settle()
             Far.stuck = True
             return 0
         if flag == STOP:
@@ -82,7 +84,7 @@ def cut_off(root):
         return flag
 
     with pytest.raises(KeyboardInterrupt):
-        trained(saver=saver(root), asked=asked)
+        trained(saver=source, asked=asked)
     Far.stuck = False
 
 
