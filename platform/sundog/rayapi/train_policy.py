@@ -109,7 +109,7 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
     ) -> ScalingDecision:
         self.pool.reap()
         workers = worker_group_state.workers
-        if self._torn(worker_group_status):
+        if self._torn(worker_group_status, workers):
             return self._resize(len(workers), "lost")  # counted again when the others are parked
         leaving = train_nodes.leaving()
         going = [w for w in workers if w.metadata.node_id in leaving]
@@ -126,18 +126,18 @@ class ElasticPolicy(ScalingPolicy):  # type: ignore[misc]
         self._failed_in_a_row = 0
         return self._resize(count, "grow")
 
-    def _torn(self, status: Any) -> bool:
-        """Whether a worker lost its peers while these say nothing: their node is gone, and Ray
-        needs up to half a minute to call it dead."""
-        statuses = status.worker_statuses.values()
-        told = any(not s.running and _state(s) == "lost" for s in statuses)
-        silent = any(s.running for s in statuses)
+    def _torn(self, status: Any, workers: list[Worker]) -> bool:
+        """Whether a worker lost its peers while these say nothing: their node is gone, and Ray needs up to
+        half a minute to call it dead."""
+        statuses = status.worker_statuses
+        told = any(not s.running and _state(s) == "lost" for s in statuses.values())
+        silent = {workers[rank].metadata.node_id for rank, s in statuses.items() if s.running}
         if not (told and silent):
             self._torn_since_s = None
             return False
         now_s = WALL.monotonic_s()
         self._torn_since_s = self._torn_since_s or now_s
-        return now_s - self._torn_since_s > _TORN_S
+        return now_s - self._torn_since_s > _TORN_S or bool(train_nodes.gone(silent))
 
     def _under_notice(
         self, workers: list[Worker], going: list[Worker], leaving: dict[str, float]

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from sundog.clock import WALL
-from sundog.rayapi import train_slot
+from sundog.rayapi import train_nodes, train_slot
 
 _MUTE_S = 3.0  # a process that answers nothing for so long is taken for lost, with its node
 _LAST_WORD_S = 60.0  # how long a worker may go on writing where nobody named a deadline
@@ -127,8 +127,8 @@ class Pool:
 def gather_parked(workers: list[Worker], patience_s: float) -> list[Worker]:
     """The workers whose training function has returned in time; every other one is killed.
 
-    One that answers gets `patience_s` to come to the end of its step; one that does not answer at
-    all is lost, though Ray may need longer to say so.
+    One that answers gets `patience_s` to come to the end of its step; one that does not answer at all, or
+    whose node is gone, is lost, though Ray may need longer to say so.
     """
     parked: list[Worker] = []
     began_s = WALL.monotonic_s()
@@ -148,9 +148,11 @@ def gather_parked(workers: list[Worker], patience_s: float) -> list[Worker]:
                 parked.append(worker)
             else:
                 ray.kill(worker.actor)
+        nodes = {worker.metadata.node_id for worker, _ in asked.values()}
+        gone = train_nodes.gone(nodes) if nodes and not done else set()
         now_s = WALL.monotonic_s()
         for ref, (worker, when_s) in list(asked.items()):
-            if now_s - when_s > _MUTE_S:
+            if now_s - when_s > _MUTE_S or worker.metadata.node_id in gone:
                 del asked[ref]
                 ray.kill(worker.actor)
     return parked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import ray
@@ -120,3 +121,57 @@ def test_a_worker_lost_with_its_node_is_no_failure_of_the_run(monkeypatch, goes_
     monkeypatch.setattr(train_nodes, "gone", lambda nodes: {"node of 1"})
     both = WorkerGroupError("x", {0: OSError(), 1: OSError()})
     assert policy.make_decision(both) is FailureDecision.RAISE
+
+
+def test_a_worker_whose_node_is_gone_is_not_waited_for(monkeypatch):
+    """Ray needs seconds to fail a call to it."""
+    from types import SimpleNamespace
+
+    from sundog.rayapi import train_nodes, train_pool
+
+    def worker(node: str) -> Any:
+        actor = SimpleNamespace(poll_status=SimpleNamespace(remote=lambda: f"poll of {node}"))
+        return SimpleNamespace(actor=actor, metadata=SimpleNamespace(node_id=node))
+
+    waits, killed = [], []
+
+    def wait(refs, **options):
+        waits.append(list(refs))
+        back = [ref for ref in refs if ref == "poll of here"] if len(waits) == 2 else []
+        return back, [ref for ref in refs if ref not in back]
+
+    ended = SimpleNamespace(running=False, error=None)
+    fake = SimpleNamespace(wait=wait, kill=killed.append, get=lambda ref: ended)
+    monkeypatch.setattr(train_pool, "ray", fake)
+    monkeypatch.setattr(train_nodes, "gone", lambda nodes: nodes & {"there"})
+    here, there = worker("here"), worker("there")
+    assert train_pool.gather_parked([here, there], 60.0) == [here]
+    assert waits == [["poll of here", "poll of there"], ["poll of here"]]
+    assert killed == [there.actor]
+
+
+def test_a_group_is_torn_at_once_where_the_silent_one_s_node_is_gone(monkeypatch):
+    from types import SimpleNamespace
+
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+
+    from sundog.rayapi import train_nodes
+    from sundog.rayapi.train_policy import ElasticPolicy
+
+    policy = ElasticPolicy.__new__(ElasticPolicy)
+    policy._torn_since_s = None
+    workers: Any = [SimpleNamespace(metadata=SimpleNamespace(node_id=n)) for n in ("here", "there")]
+    lost = WorkerStatus(running=False, return_value={"state": "lost"})
+    silent = WorkerStatus(running=True)
+
+    def torn(*statuses: Any) -> bool:
+        return policy._torn(SimpleNamespace(worker_statuses=dict(enumerate(statuses))), workers)
+
+    asked: list[Any] = []
+    monkeypatch.setattr(train_nodes, "gone", lambda nodes: asked.append(nodes) or set())
+    assert not torn(silent, silent)
+    assert asked == [], "nobody lost anybody: no node is asked"
+    assert not torn(lost, silent), "it may say the same in a moment"
+    assert asked == [{"there"}]
+    monkeypatch.setattr(train_nodes, "gone", lambda nodes: nodes)
+    assert torn(lost, silent)
