@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # YIELD hands the loop back at a step boundary with its state in memory, for the next group;
 # HANDOVER does so too and saves on the way, because some of this group will be gone soon.
 GO_ON, SAVE, YIELD, HANDOVER, STOP, FAILED = 0, 1, 2, 3, 4, 5
+_SHARE_EVERY = 10_000  # steps; an entry of the ledger takes half a kilobyte
 _EVAL = -2  # the pseudo-step that keys the randomness of evaluation
 
 
@@ -262,6 +263,8 @@ class Loop:
                 self._save(flag == SAVE or self.step == self.steps)
             if self.step >= self.steps:
                 return self._finish()
+            if self.step and self.step % _SHARE_EVERY == 0:
+                self._forget_entries()
             loss, flag = self._one_step()
             if flag == FAILED:
                 return self._stopped(flag)
@@ -304,6 +307,17 @@ class Loop:
                 return loss, FAILED
             self.entries.append(Entry(self.step, tuple(h[0] for h in headers)))
         return loss, flag
+
+    def _forget_entries(self) -> None:
+        """What the worker that saves has put into the root, the others need no longer keep in memory."""
+        assert self.exchange is not None
+        if self.replica.collective:
+            return  # all of them save
+        mine = self.saver.settled if self.saver else (0, [])
+        step, segments = self.exchange.gather(mine)[0]
+        if self.exchange.rank and self.entries and self.entries[0].step < step:
+            self.segments = list(segments)
+            self.entries = [e for e in self.entries if e.step >= step]
 
     # --- what happens between steps -------------------------------------------------------------
 

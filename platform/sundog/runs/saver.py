@@ -51,6 +51,7 @@ class Saver:
         self.checkpoints = Checkpoints(root, f"{folder}/checkpoints", keep, clock)
         self._root, self._folder = root, folder
         self._cadence, self._note, self._clock = cadence, note, clock
+        self.settled: tuple[int, list[str]] = (0, [])  # a step, and the ledger's segments up to it
         self._thread: threading.Thread | None = None
         self._error: SundogError | None = None
         self._saved_step = -1
@@ -134,6 +135,7 @@ class Saver:
             check_finite(step, state["model"])
             for name in segment:
                 self._root.write(f"{self._folder}/ledger/{name}", ledger.encode(plan, entries))
+            self.settled = (step, list(state["segments"]))
             state["plan"] = vars(plan)
             about = {
                 "metrics": state["metrics"], "plan": vars(plan), "ledger": state["segments"]

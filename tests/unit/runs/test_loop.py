@@ -142,6 +142,45 @@ def test_a_newcomer_evaluates_where_the_survivor_does_and_nowhere_else():
     assert survivor._evaluated == newcomer._evaluated == survivor.step
 
 
+def test_who_does_not_save_forgets_what_the_root_has_and_can_take_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("sundog.runs.loop._SHARE_EVERY", 5)
+
+    class Pair(Seat):
+        """The first one is gone in its eighth step."""
+
+        steps = 0
+
+        def sum(self, count, slots, header):
+            self.steps += 1
+            if self.steps == 8:
+                raise PeerLost("gone")
+            [half] = slots  # of the tree
+            left, right = self.gather(half.clone())
+            return left + right, self.gather(list(header))
+
+    def work(rank):
+        loops[rank].join(Pair(rank, barrier, table))
+        with pytest.raises(PeerLost):
+            loops[rank].run()
+
+    # Not exact: the two of one process draw from the same randomness.
+    loops = [Loop(toy_spec(workers=2, exact=False), Toy()) for _ in range(2)]
+    for loop in loops:
+        loop.saver = saver(tmp_path)
+        loop.trace = lambda step, loss, saver=loop.saver: saver.settle()
+    barrier, table = threading.Barrier(2), {}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    left = loops[1]
+    assert left.step == 7
+    assert [e.step for e in left.entries] == [4, 5, 6], "step 4 was saved before they shared in 5"
+    left.join(Alone())
+    assert left.run().state == "finished"
+    verdict = verify(open_root(str(tmp_path)), "r")
+    assert verdict.good
+    assert verdict.steps == 12
+
+
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
