@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from sundog.capacity import decide
@@ -19,6 +20,7 @@ from sundog.capacity.state import Cooldown, Hold, Node, PoolPlan, Refusal, View
 from sundog.capacity.tags import (
     MARKET_TAG,
     POOL_TAG,
+    PRICE_DAY_TAG,
     PRICE_TAG,
     TOKEN_TAG,
     WHY_TAG,
@@ -300,6 +302,8 @@ class Buyer:
         }  # fmt: skip
         if price is not None:
             tags[PRICE_TAG] = f"{price:.6f}"
+            if offer.priced_on is not None:
+                tags[PRICE_DAY_TAG] = offer.priced_on.isoformat()
         return Order(
             offer.market, offer.zone, offer.shape, decision.count, token, tags, request.config,
             request.pool.max_price_usd_hour if offer.market == "spot" else None, request.efa,
@@ -337,7 +341,8 @@ class Buyer:
 
     def reprice(self, machine: Machine, usd_hour: float) -> None:
         """From now on this machine costs this: on its tags, for the budget, and in the ledger."""
-        self.retag(machine.id, {PRICE_TAG: f"{usd_hour:.6f}"})
+        today = datetime.fromtimestamp(self.clock.now_s(), UTC).date().isoformat()
+        self.retag(machine.id, {PRICE_TAG: f"{usd_hour:.6f}", PRICE_DAY_TAG: today})
         self.books.repriced(with_price(machine, usd_hour))
 
     # Telling.

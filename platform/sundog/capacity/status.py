@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sundog.capacity.cloud_of import make_cloud
 from sundog.capacity.compiled import read_compiled
 from sundog.capacity.decide import POOL_KEY
-from sundog.capacity.tags import node_of, price_of
+from sundog.capacity.tags import node_of, price_day_of, price_of
 from sundog.clock import WALL, Clock
 from sundog.clouds.base import Cloud
 
@@ -26,7 +27,8 @@ WHY_WIDTH = 160
 
 @dataclass(frozen=True)
 class NodeLine:
-    """`used` is the share of its CPUs or GPUs that work holds; None where nobody could say."""
+    """`used` is the share of its CPUs or GPUs that work holds; `price_age_days` is since the price was the
+    cloud's. None where nobody could say."""
 
     id: str
     pool: str
@@ -40,6 +42,7 @@ class NodeLine:
     why: str
     used: float | None = None
     ray: str = ""
+    price_age_days: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,17 @@ def cluster_status(
     machines = (cloud or make_cloud(config["provider"], name)).machines(name)
     now_s, said = clock.now_s(), report or {}
     used, ray = said.get("used") or {}, said.get("ray") or {}
+    today = datetime.fromtimestamp(now_s, UTC).date()
     lines = []
     for m in machines:
         node = node_of(m)
         price = ours.get("head_usd_hour") if node.pool == "head" else price_of(m)
+        day = price_day_of(m)
         lines.append(
             NodeLine(m.id, node.pool or "?", m.market, m.zone, m.shape, price,
                      max(0.0, now_s - m.launched_s), m.state,
                      node.draining or ray.get(m.id) == "DRAINING", m.tags.get("sundog:why", ""),
-                     used.get(m.id), ray.get(m.id, ""))
+                     used.get(m.id), ray.get(m.id, ""), max(0, (today - day).days) if day else None)
         )  # fmt: skip
     lines.sort(key=lambda x: (x.pool != "head", x.pool, x.market, x.id))
     state = said.get("state") or {}
@@ -143,24 +148,28 @@ def _cooling(state: Mapping[str, Any], now_s: float) -> list[Cooling]:
 
 def render(status: Status) -> str:
     out = [
-        f"{'node':20} {'pool':12} {'market':9} {'zone':10} {'shape':14} {'$/h':>7} {'age':>7} "
-        f"{'used':>5}  state"
+        f"{'node':20} {'pool':12} {'market':9} {'zone':10} {'shape':14} {'$/h':>7} {'of':>7} "
+        f"{'age':>7} {'used':>5}  state"
     ]
     for n in status.nodes:
         price = "?" if n.usd_hour is None else f"{n.usd_hour:.3f}"
         used = "?" if n.used is None else f"{n.used:.0%}"
         if n.pool == "head":
             used = "-"
+        told = "?" if n.price_age_days is None else f"{n.price_age_days} d"
         state = n.state + (", draining" if n.draining else "")
         out.append(
             f"{n.id:20} {n.pool:12} {n.market:9} {n.zone:10} {n.shape:14} {price:>7} "
-            f"{n.age_s / 60:5.0f} m {used:>5}  {state}"
+            f"{told:>7} {n.age_s / 60:5.0f} m {used:>5}  {state}"
         )
     budget = (
         "" if status.budget_usd_hour is None else f" of a budget of ${status.budget_usd_hour:.2f}/h"
     )
     blind = f", {status.unpriced} nodes have no price" if status.unpriced else ""
     out.append(f"{len(status.nodes)} nodes · ${status.usd_hour:.2f}/h now{budget}{blind}")
+    ages = [n.price_age_days for n in status.nodes if n.price_age_days is not None]
+    if ages and max(ages) > 0:
+        out.append(f"prices are up to {max(ages):,} days old: sundog cluster prices, compile, up")
     for w in status.waiting:
         when = "" if w.next_try_in_s is None else f", next try in {w.next_try_in_s:.0f} s"
         out.append(f"pool {w.pool} waits ({w.state}{when}): {w.why}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 
 from sundog.capacity.state import Node
 from sundog.clouds.base import Machine
 
 POOL_TAG, MARKET_TAG, ZONE_TAG = "sundog:pool", "sundog:market", "sundog:zone"
 PRICE_TAG, TOKEN_TAG, WHY_TAG = "sundog:usd-hour", "sundog:token", "sundog:why"
+PRICE_DAY_TAG = "sundog:price-day"  # on which day the price was the cloud's
 DRAINING_TAG = "sundog:draining"
 TYPE_TAG = "ray-user-node-type"
 
@@ -16,6 +18,13 @@ TYPE_TAG = "ray-user-node-type"
 def price_of(machine: Machine) -> float | None:
     try:
         return float(machine.tags[PRICE_TAG])
+    except (KeyError, ValueError):
+        return None
+
+
+def price_day_of(machine: Machine) -> date | None:
+    try:
+        return date.fromisoformat(machine.tags[PRICE_DAY_TAG])
     except (KeyError, ValueError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_nodes_by_pool_market_price_and_age(
     ]  # fmt: skip
     assert status.usd_hour == pytest.approx(0.1728 + 0.3018)
     assert "of a budget of $130.00/h" in render(status)
+    # Bought at the price of 2023-03-31; on the next day the market moves.
+    later = ManualClock(datetime(2023, 4, 3, tzinfo=UTC).timestamp())
+    assert [n.price_age_days for n in cluster_status(path, cloud=cloud, clock=later).nodes] == [
+        None,
+        3,
+    ]
+    assert "prices are up to 3 days old" in render(cluster_status(path, cloud=cloud, clock=later))
+    clock.advance(datetime(2023, 4, 2, tzinfo=UTC).timestamp() - clock.now_s())
+    [spot] = [m for m in cloud.machines("train") if m.market == "spot"]
+    elastic._buyer.reprice(spot, 0.4)
+    assert [n.price_age_days for n in cluster_status(path, cloud=cloud, clock=later).nodes] == [
+        None,
+        1,
+    ]
 
 
 def test_a_file_of_rays_own_provider_is_refused_with_a_way_out(tmp_path: Path) -> None:
